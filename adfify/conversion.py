@@ -1,0 +1,88 @@
+"""The one call: a model in, an ADF network out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from adfify import graph, tracing
+from adfify.graph import Plan
+from adfify.moments import Moments
+from adfify.network import ADFNetwork
+from adfify.nn import dropout as dropout_rules
+from adfify.registry import RULES, Rules
+
+
+def adfify(
+    model: nn.Module,
+    example_inputs: Tensor | Moments | tuple[Any, ...] | None = None,
+    *,
+    noise_variance: float = 1e-3,
+    min_variance: float = 0.0,
+    rules: Rules = RULES,
+    dropout: str = "off",
+    share_weights: bool = False,
+) -> ADFNetwork:
+    """Rewrite a trained network so that it propagates a mean and a variance (assumed density filtering).
+
+    Source: Gast & Roth, "Lightweight Probabilistic Deep Networks", CVPR 2018; Loquercio, Segu &
+    Scaramuzza, "A General Framework for Uncertainty Estimation in Deep Learning", RA-L 2020.
+
+    Args:
+        model: any module that torch.fx can trace; it is left untouched. DataParallel,
+            DistributedDataParallel and torch.compile wrappers are taken off.
+        example_inputs: what the model would be called with, one tensor or a tuple. Needed only if some
+            inputs are integers (they are certain) or optional.
+        noise_variance: variance of every element of an input given as a plain tensor, in squared units
+            of that tensor (of the *normalised* pixels, where the model takes those).
+        min_variance: lower bound of the variance after every computing operation; with
+            ``published.RULES`` it is added there, as the published code does. 0 changes nothing.
+        rules: the table of rules; ``published.RULES`` for the published code's numerics.
+        dropout: ``"off"``, ``"sampled"`` (Monte Carlo dropout: a new mask every pass) or ``"analytic"``
+            (the variance of the dropout itself is added).
+        share_weights: use the model's own parameters and buffers instead of a copy.
+
+    Returns:
+        A ``torch.fx.GraphModule`` with the model's ``state_dict`` keys, device, dtype and training flags. It takes
+        what the model takes, tensors or Moments, and returns Moments in the structure the model returned.
+
+        The variance of this one pass takes units as independent: a ranking, not a calibrated error bar.
+
+    Raises:
+        UnsupportedOpsError: operations without a rule, all of them listed.
+        ModelError: hooks, parametrizations, or a forward that can't be traced.
+        ValueError: a negative or non-finite variance, or an unknown dropout policy.
+    """
+    _checked_variance("noise_variance", noise_variance)
+    _checked_variance("min_variance", min_variance)
+    return graph.apply(inspect(model, example_inputs, rules=rules, dropout=dropout), noise_variance, min_variance, share_weights)
+
+
+def inspect(
+    model: nn.Module,
+    example_inputs: Tensor | Moments | tuple[Any, ...] | None = None,
+    *,
+    rules: Rules = RULES,
+    dropout: str = "off",
+) -> Plan:
+    """What :func:`adfify` would do with a model: for every operation the rule, or why there is none.
+
+    Arguments and errors are those of :func:`adfify`, but missing operations do not raise: see ``plan.missing``.
+    """
+    if isinstance(example_inputs, (Tensor, Moments)):
+        example_inputs = (example_inputs,)
+    in_force = _with_dropout(rules, dropout)
+    return graph.plan(tracing.trace(model, example_inputs, in_force), in_force)
+
+
+def _with_dropout(rules: Rules, policy: str) -> Rules:
+    if policy not in dropout_rules.POLICIES:
+        raise ValueError(f"dropout={policy!r} is unknown; it is one of {', '.join(map(repr, dropout_rules.POLICIES))}.")
+    overlay = dropout_rules.POLICIES[policy]
+    return rules if overlay is None else overlay.over(rules)
+
+
+def _checked_variance(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value!r}; a variance is finite and >= 0.")

@@ -1,0 +1,78 @@
+"""Every error that adfify raises on purpose. Each says what was given, why it can't be, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class AdfifyError(Exception):
+    """The root: catching it catches everything that adfify raises on purpose."""
+
+
+class InputError(AdfifyError, ValueError):
+    """A value given to an ADF network or module can't be propagated (shape, dtype, sign, NaN)."""
+
+
+class ModelError(AdfifyError):
+    """The model can't be converted for a reason other than a missing rule: hooks, parametrizations, tracing."""
+
+
+class CheckpointError(AdfifyError):
+    """A file, or a model's name, from which no model can be made."""
+
+
+class ExportError(AdfifyError):
+    """The ADF network can't be written as a torch.export program."""
+
+
+class DataError(AdfifyError):
+    """Pictures or folders that can't be used."""
+
+
+@dataclass(frozen=True)
+class MissingOp:
+    """One operation without a rule.
+
+    Attributes:
+        op: the operation as the user knows it, such as ``torch.fft.rfft`` or ``torch.nn.LSTM``.
+        module_path: the module in whose forward it stands, ``""`` for the model itself.
+        location: ``file:line`` in the model's own source, or ``""`` where the tracer has none.
+        reason: why it is missing.
+    """
+
+    op: str
+    module_path: str
+    location: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = f" in '{self.module_path}'" if self.module_path else ""
+        at = f" ({self.location})" if self.location else ""
+        return f"{self.op}{where}{at}: {self.reason}"
+
+
+class UnsupportedOpsError(AdfifyError):
+    """Some operations have no rule; all of them are listed, once.
+
+    Attributes:
+        model: the model's class name.
+        missing: one :class:`MissingOp` for each place.
+    """
+
+    def __init__(self, model: str, missing: Sequence[MissingOp]) -> None:
+        self.model = model
+        self.missing = tuple(missing)
+        lines = "\n".join(f"  - {op}" for op in self.missing)
+        count = len(self.missing)
+        super().__init__(
+            f"{model} has {count} operation{'s' if count != 1 else ''} that adfify can't propagate a variance "
+            f"through:\n{lines}\n"
+            "Register a rule for each, for instance\n"
+            "  @adfify.register(the_function_or_module_class)\n"
+            "  def my_rule(x: adfify.Moments, ...) -> adfify.Moments: ...\n"
+            "and convert again. adfify.supported() lists the rules there are."
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[MissingOp, ...]]]:
+        return type(self), (self.model, self.missing)

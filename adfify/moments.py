@@ -1,0 +1,170 @@
+"""The values that flow through an ADF network: a mean and a variance for every element."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adfify.errors import InputError
+
+# Note [Moments is a frozen dataclass]
+# A NamedTuple would concatenate on `+`, which is how the published Bottleneck came to add tuples, and
+# torch.export.save refuses one that it does not know. A frozen dataclass has no arithmetic by accident,
+# and registered as a pytree it passes through torch.export, torch.compile and torch.func.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and variance of every element of a random tensor, elements taken as independent.
+
+    Attributes:
+        mean: expected values, any shape, floating point.
+        variance: variances (squared units of ``mean``), the same shape as ``mean``.
+
+    It unpacks: ``mean, variance = moments``. It has no arithmetic on purpose: operations on it are
+    the rules of :mod:`adfify.nn`.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.mean, self.variance))
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation, ``sqrt(variance)``, in the units of the mean."""
+        return self.variance.sqrt()
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the mean, and of the variance."""
+        return self.mean.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the mean."""
+        return self.mean.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the mean."""
+        return self.mean.device
+
+    def to(self, *args: Any, **kwargs: Any) -> Moments:
+        """Both tensors moved or cast, with the arguments of :meth:`torch.Tensor.to`."""
+        return Moments(self.mean.to(*args, **kwargs), self.variance.to(*args, **kwargs))
+
+    def detach(self) -> Moments:
+        """Both tensors cut from the autograd graph."""
+        return Moments(self.mean.detach(), self.variance.detach())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class JointMoments:
+    """Mean and full covariance of some outputs of a network.
+
+    Attributes:
+        mean: ``[N, k]``.
+        covariance: ``[N, k, k]``, symmetric, positive semi-definite, squared units of ``mean``.
+        indices: ``[N, k]``, which outputs of the network these are.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    indices: Tensor
+
+    @property
+    def variance(self) -> Tensor:
+        """``[N, k]``, the diagonal of the covariance."""
+        return self.covariance.diagonal(dim1=-2, dim2=-1)
+
+    @property
+    def std(self) -> Tensor:
+        """``[N, k]``, standard deviations in the units of the mean."""
+        return self.variance.sqrt()
+
+    @property
+    def correlation(self) -> Tensor:
+        """``[N, k, k]``, the covariance divided by both standard deviations."""
+        return self.covariance / (self.std.unsqueeze(-1) * self.std.unsqueeze(-2))
+
+
+torch.export.register_dataclass(Moments, serialized_type_name="adfify.Moments")
+torch.export.register_dataclass(JointMoments, serialized_type_name="adfify.JointMoments")
+
+
+def as_moments(value: Any, noise_variance: float, name: str = "input") -> Any:
+    """What enters the network: a tensor with the same variance everywhere, or the user's own Moments.
+
+    Args:
+        value: a floating-point tensor, or Moments whose variance is broadcastable to its mean.
+        noise_variance: variance of every element of a plain tensor, in squared units of the tensor.
+        name: how the network calls this input, for the errors.
+
+    Raises:
+        InputError: integer tensor, wrong type, NaN, negative variance, or a variance whose shape does
+            not broadcast to the mean's.
+    """
+    if isinstance(value, Moments):
+        return _checked(value, name)
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"input '{name}' is {_describe(value)}; give a floating-point Tensor, or Moments(mean, variance)."
+        )
+    if not value.is_floating_point():
+        raise InputError(
+            f"input '{name}' is {_describe(value)}, and was taken as uncertain when the model was converted. "
+            "Give a floating-point tensor, or convert with example_inputs=(...), so that integer inputs "
+            "are known to be certain."
+        )
+    _refuse_nan(value, name, "values")
+    return Moments(value, torch.full_like(value, noise_variance))
+
+
+def floor(x: Moments, min_variance: float) -> Moments:
+    """The default meaning of ``min_variance``: a lower bound, which changes nothing above it."""
+    return Moments(x.mean, x.variance.clamp(min=min_variance))
+
+
+def _checked(value: Moments, name: str) -> Moments:
+    mean, variance = value
+    for part, tensor in (("mean", mean), ("variance", variance)):
+        if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
+            raise InputError(f"the {part} of input '{name}' is {_describe(tensor)}; it must be a floating-point Tensor.")
+    if mean.shape != variance.shape:
+        try:
+            variance = variance.expand_as(mean)
+        except RuntimeError:
+            raise InputError(
+                f"input '{name}' has a mean of shape {tuple(mean.shape)} and a variance of shape "
+                f"{tuple(variance.shape)}; the variance must be broadcastable to the mean."
+            ) from None
+    _refuse_nan(mean, name, "mean values")
+    _refuse_nan(variance, name, "variances")
+    if _concrete(variance) and bool((variance < 0).any()):
+        raise InputError(f"input '{name}' has a negative variance: {variance.min().item():.6g}; variances are >= 0.")
+    return Moments(mean, variance.to(mean.dtype))
+
+
+def _refuse_nan(tensor: Tensor, name: str, what: str) -> None:
+    if _concrete(tensor) and bool(tensor.isnan().any()):
+        count = int(tensor.isnan().sum())
+        raise InputError(f"input '{name}' has {count} NaN among its {what} (shape {tuple(tensor.shape)}).")
+
+
+def _concrete(tensor: Tensor) -> bool:
+    """Whether a look at the values is possible: not under torch.compile, torch.export or torch.func."""
+    if torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a Tensor of dtype {str(value.dtype).removeprefix('torch.')} and shape {tuple(value.shape)}"
+    return f"{value!r:.80} of type {type(value).__name__}"

@@ -1,0 +1,137 @@
+"""What `adfify` returns: a graph module whose values are Moments."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from adfify.errors import AdfifyError, InputError
+from adfify.moments import Moments
+
+# Note [Its own copy and pickle]
+# A torch.fx.GraphModule keeps only what its graph refers to, and is pickled as source code that is traced anew when
+# loaded. Both would lose state_dict keys (an auxiliary head, a num_batches_tracked), and the second would trace
+# through the rules. So the tree of modules is set as a whole, and the graph is copied and pickled node by node.
+
+
+class ADFNetwork(fx.GraphModule):
+    """A network that carries a mean and a variance through every operation (assumed density filtering).
+
+    Call it with what the source model takes: a tensor, which gets ``noise_variance`` everywhere, or
+    :class:`~adfify.Moments` with your own variance. It returns what the source model returns, with Moments
+    in place of uncertain tensors.
+
+    The variance of this one pass takes units as independent. On deep networks that makes it too small,
+    often by an order of magnitude: it ranks inputs by uncertainty, it is not a calibrated error bar.
+
+    Attributes:
+        noise_variance: variance of every element of a plain input tensor, in squared units of the input.
+        plan: what became of each operation, as plain data.
+        forward_shapes: nothing else is kept of the inputs.
+    """
+
+    noise_variance: float
+    plan: list[dict[str, Any]]
+
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, name: str, noise_variance: float, plan: list[dict[str, Any]]
+    ) -> None:
+        root.noise_variance = noise_variance  # type: ignore[assignment]
+        super().__init__(root, graph, f"ADF{name}")
+        self._adopt(root)
+        self.noise_variance = noise_variance
+        self.plan = plan
+        self._name = name
+
+    def _adopt(self, root: nn.Module) -> None:
+        """Take over a whole tree of modules, in its order."""
+        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"):
+            self.__dict__[table] = root.__dict__[table]
+
+    def recompile(self) -> Any:
+        """See :meth:`torch.fx.GraphModule.recompile`; errors are ours, not printed by torch.fx."""
+        code = super().recompile()
+        type(self).__call__ = ADFNetwork.__call__  # type: ignore[method-assign]
+        return code
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return nn.Module.__call__(self, *args, **kwargs)
+        except (AdfifyError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            given = ", ".join(_describe(value) for value in pytree.tree_leaves((args, kwargs), is_leaf=_is_moments))
+            raise InputError(
+                f"{self._name} can't be evaluated on {given}: {error}\n"
+                f"Give inputs of the shape, dtype and device that the original {self._name} takes."
+            ) from error
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ADFNetwork:
+        state, graph = copy.deepcopy(_state(self), memo), _copy_graph(self.graph)
+        return _rebuild(state, graph)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (_state(self), _graph_records(self.graph))
+
+
+_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", "noise_variance", "plan", "_name")
+
+
+def _state(network: ADFNetwork) -> dict[str, Any]:
+    return {name: network.__dict__[name] for name in _STATE}
+
+
+def _rebuild(state: dict[str, Any], graph: fx.Graph) -> ADFNetwork:
+    root = nn.Module()
+    root.__dict__.update(state)
+    return ADFNetwork(root, graph, state["_name"], state["noise_variance"], state["plan"])
+
+
+def _unpickle(state: dict[str, Any], records: list[tuple[Any, ...]]) -> ADFNetwork:
+    return _rebuild(state, _graph_from_records(records))
+
+
+def _copy_graph(graph: fx.Graph) -> fx.Graph:
+    new = fx.Graph()
+    output = new.graph_copy(graph, {}, return_output_node=True)
+    assert output is not None
+    new.output(output[0])
+    return new
+
+
+class _Ref(str):
+    """In a pickled graph: the name of another node."""
+
+
+def _graph_records(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    def encode(value: Any) -> Any:
+        return fx.map_arg(value, lambda node: _Ref(node.name))
+
+    return [(node.op, node.target, encode(node.args), encode(node.kwargs), node.name) for node in graph.nodes]
+
+
+def _graph_from_records(records: list[tuple[Any, ...]]) -> fx.Graph:
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
+
+    def decode(value: Any) -> Any:
+        return fx.node.map_aggregate(value, lambda leaf: made[leaf] if isinstance(leaf, _Ref) else leaf)
+
+    for op, target, args, kwargs, name in records:
+        made[name] = graph.create_node(op, target, decode(args), decode(kwargs), name=name)
+    return graph
+
+
+def _is_moments(value: Any) -> bool:
+    return isinstance(value, Moments)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (Tensor, Moments)):
+        kind = "Moments" if isinstance(value, Moments) else "a Tensor"
+        return f"{kind} of shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}, on {value.device}"
+    return f"{value!r:.60}"

@@ -1,0 +1,222 @@
+"""The dropout family under three policies: off, sampled, analytic.
+
+Dropout multiplies by b / (1 - p) with b ~ Bernoulli(1 - p): a factor of mean 1 and variance p / (1 - p).
+Sampled draws it anew in every pass (Gal & Ghahramani, ICML 2016); analytic takes it as one more independent factor.
+The policy decides, not the training flag: uncertainty is asked for in eval mode.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adfify import gaussian
+from adfify.moments import Moments
+from adfify.nn.module import ADFModule
+from adfify.registry import RULES, Rules, Uncertain, case, register
+
+SAMPLED = Rules(RULES)
+"""Overlay: a new mask in every pass."""
+
+ANALYTIC = Rules(RULES)
+"""Overlay: the variance of the mask is added."""
+
+POLICIES: dict[str, Rules | None] = {"off": None, "sampled": SAMPLED, "analytic": ANALYTIC}
+
+OFF_SOURCE = "the identity: dropout is off"
+SAMPLED_SOURCE = "Gal & Ghahramani 2016, section 3: Monte Carlo dropout"
+ANALYTIC_SOURCE = "product of independent factors, Goodman 1960, equation 2; mask variance p / (1 - p)"
+
+# SELU's value at minus infinity, to which alpha dropout sets what it drops (Klambauer et al. 2017, section "new dropout").
+ALPHA = -1.7580993408473766
+
+
+def draw_mask(x: Tensor, p: float, shared_from: int | None) -> Tensor:
+    """A dropout mask of mean 1 for ``x``; from dimension ``shared_from`` on, one draw is shared by all elements."""
+    shape = x.shape if shared_from is None else (*x.shape[:shared_from], *[1] * (x.dim() - shared_from))
+    keep = torch.full(shape, 1 - p, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
+    return keep / (1 - p) if p < 1 else torch.zeros_like(keep)
+
+
+def masked(x: Moments, mask: Tensor) -> Moments:
+    """One draw of the mask, given."""
+    return Moments(x.mean * mask, x.variance * mask.square())
+
+
+def stochastic_depth_draw(x: Moments, p: float, shared_from: int, rescale: bool) -> Moments:
+    """One draw of stochastic depth, for each sample (``shared_from=1``) or for the batch (0)."""
+    mask = draw_mask(x.mean, p, shared_from)
+    return masked(x, mask if rescale else mask * (1 - p))
+
+
+def analytic(x: Moments, p: float) -> Moments:
+    """The mask as an independent random factor; at p = 1 the result is certainly 0."""
+    if p >= 1:
+        return Moments(torch.zeros_like(x.mean), torch.zeros_like(x.variance))
+    one = torch.ones_like(x.mean)
+    return Moments(*gaussian.product(x.mean, x.variance, one, one * (p / (1 - p))))
+
+
+def _alpha_affine(p: float) -> tuple[float, float]:
+    """The scale a and shift c that give alpha dropout's result mean 0 and variance 1 (Klambauer et al. 2017)."""
+    scale = ((1 - p) * (1 + p * ALPHA**2)) ** -0.5
+    return scale, -scale * ALPHA * p
+
+
+@register(
+    F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+    family="dropout", exact=True, source=OFF_SOURCE, alias=True,
+    cases=[case(Uncertain((3, 4)), 0.5, False)],
+)  # fmt: skip
+def dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
+    return input
+
+
+@SAMPLED.register(F.dropout, torch.dropout, family="dropout", source=SAMPLED_SOURCE)
+def sampled_dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
+    return masked(input, draw_mask(input.mean, p, None))
+
+
+@SAMPLED.register(F.dropout1d, F.dropout2d, F.dropout3d, family="dropout", source=SAMPLED_SOURCE)
+def sampled_channel_dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
+    return masked(input, draw_mask(input.mean, p, 2))
+
+
+def _sampled_alpha(x: Moments, p: float, shared_from: int | None) -> Moments:
+    if p >= 1:
+        return Moments(torch.zeros_like(x.mean), torch.zeros_like(x.variance))
+    keep = draw_mask(x.mean, p, shared_from) * (1 - p)
+    scale, shift = _alpha_affine(p)
+    return Moments((x.mean * keep + ALPHA * (1 - keep)) * scale + shift, x.variance * (keep * scale).square())
+
+
+@SAMPLED.register(F.alpha_dropout, family="dropout", source=SAMPLED_SOURCE)
+def sampled_alpha_dropout(input: Moments, p: float = 0.5, training: bool = False, inplace: bool = False) -> Moments:
+    return _sampled_alpha(input, p, None)
+
+
+@SAMPLED.register(F.feature_alpha_dropout, family="dropout", source=SAMPLED_SOURCE)
+def sampled_feature_alpha_dropout(
+    input: Moments, p: float = 0.5, training: bool = False, inplace: bool = False
+) -> Moments:
+    return _sampled_alpha(input, p, 2)
+
+
+# The variance of one element is the same whether its mask is its own or its channel's.
+@ANALYTIC.register(
+    F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, family="dropout", source=ANALYTIC_SOURCE
+)
+def analytic_dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
+    return analytic(input, p)
+
+
+@ANALYTIC.register(F.alpha_dropout, F.feature_alpha_dropout, family="dropout", source=ANALYTIC_SOURCE)
+def analytic_alpha_dropout(input: Moments, p: float = 0.5, training: bool = False, inplace: bool = False) -> Moments:
+    """y = a (x b + alpha (1 - b)) + c: Var[y] = a^2 (q v + q p (m - alpha)^2), q = 1 - p (law of total variance)."""
+    if p >= 1:
+        return Moments(torch.zeros_like(input.mean), torch.zeros_like(input.variance))
+    scale, shift = _alpha_affine(p)
+    mean = (input.mean * (1 - p) + ALPHA * p) * scale + shift
+    variance = (1 - p) * (input.variance + p * (input.mean - ALPHA).square()) * scale**2
+    return Moments(mean, variance)
+
+
+class _Off(ADFModule):
+    """Nothing is dropped."""
+
+    def forward(self, input: Moments) -> Moments:
+        return input
+
+
+_CASES = [case(Uncertain((3, 4, 2)), init={"p": 0.3})]
+
+
+@register(nn.Dropout, family="dropout", exact=True, source=OFF_SOURCE, alias=True, cases=_CASES)
+class Dropout(_Off, nn.Dropout):
+    pass
+
+
+@register(nn.Dropout1d, family="dropout", exact=True, source=OFF_SOURCE, alias=True, cases=_CASES)
+class Dropout1d(_Off, nn.Dropout1d):
+    pass
+
+
+@register(nn.Dropout2d, family="dropout", exact=True, source=OFF_SOURCE, alias=True, cases=_CASES)
+class Dropout2d(_Off, nn.Dropout2d):
+    pass
+
+
+@register(nn.Dropout3d, family="dropout", exact=True, source=OFF_SOURCE, alias=True, cases=_CASES)
+class Dropout3d(_Off, nn.Dropout3d):
+    pass
+
+
+@register(nn.AlphaDropout, family="dropout", exact=True, source=OFF_SOURCE, alias=True, cases=_CASES)
+class AlphaDropout(_Off, nn.AlphaDropout):
+    pass
+
+
+@register(nn.FeatureAlphaDropout, family="dropout", exact=True, source=OFF_SOURCE, alias=True, cases=_CASES)
+class FeatureAlphaDropout(_Off, nn.FeatureAlphaDropout):
+    pass
+
+
+class _Sampled(ADFModule):
+    """A new mask in every pass."""
+
+    shared_from: ClassVar[int | None] = None
+    p: float
+
+    def forward(self, input: Moments) -> Moments:
+        return masked(input, draw_mask(input.mean, self.p, self.shared_from))
+
+
+@SAMPLED.register(nn.Dropout, family="dropout", source=SAMPLED_SOURCE)
+class SampledDropout(_Sampled, nn.Dropout):
+    pass
+
+
+class _SampledChannels(_Sampled):
+    shared_from = 2
+
+
+@SAMPLED.register(nn.Dropout1d, family="dropout", source=SAMPLED_SOURCE)
+class SampledDropout1d(_SampledChannels, nn.Dropout1d):
+    pass
+
+
+@SAMPLED.register(nn.Dropout2d, family="dropout", source=SAMPLED_SOURCE)
+class SampledDropout2d(_SampledChannels, nn.Dropout2d):
+    pass
+
+
+@SAMPLED.register(nn.Dropout3d, family="dropout", source=SAMPLED_SOURCE)
+class SampledDropout3d(_SampledChannels, nn.Dropout3d):
+    pass
+
+
+@SAMPLED.register(nn.AlphaDropout, family="dropout", source=SAMPLED_SOURCE)
+class SampledAlphaDropout(ADFModule, nn.AlphaDropout):
+    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+        return _sampled_alpha(input, self.p, None)
+
+
+@SAMPLED.register(nn.FeatureAlphaDropout, family="dropout", source=SAMPLED_SOURCE)
+class SampledFeatureAlphaDropout(ADFModule, nn.FeatureAlphaDropout):
+    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+        return _sampled_alpha(input, self.p, 2)
+
+
+@ANALYTIC.register(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, family="dropout", source=ANALYTIC_SOURCE)
+class AnalyticDropout(ADFModule, nn.Dropout):
+    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+        return analytic(input, self.p)
+
+
+@ANALYTIC.register(nn.AlphaDropout, nn.FeatureAlphaDropout, family="dropout", source=ANALYTIC_SOURCE)
+class AnalyticAlphaDropout(ADFModule, nn.AlphaDropout):
+    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+        return analytic_alpha_dropout(input, self.p)

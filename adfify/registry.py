@@ -1,0 +1,252 @@
+"""Which operation is propagated by which rule.
+
+A *target* is what a traced graph calls: a function (``torch.relu``), a method's name (``"relu"``), an
+attribute with a leading dot (``".shape"``), an aten overload, or a module class. A *rule* is the named
+function, or the module class derived from :class:`adfify.nn.ADFModule`, that does the same to Moments.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import nn
+
+from adfify.moments import Moments, floor
+
+Target = Callable[..., Any] | type | str
+Keep = Callable[[Moments, float], Moments]
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+FAMILIES = (
+    "affine",
+    "normalization",
+    "elementwise",
+    "pooling",
+    "structural",
+    "arithmetic",
+    "softmax",
+    "dropout",
+    "metadata",
+    "custom",
+)
+"""What a rule belongs to; its oracles in the tests follow from it (see DESIGN.md, families)."""
+
+# The families after whose operations ``min_variance`` is applied: those that compute a new variance.
+KEEPING = frozenset(
+    {"affine", "normalization", "elementwise", "pooling", "softmax", "dropout", "custom"}
+)
+
+
+@dataclass(frozen=True)
+class Uncertain:
+    """In a :class:`Case`: an argument that is a random tensor of this shape."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Certain:
+    """In a :class:`Case`: an argument that is a known tensor of this shape; ``positive`` for a variance."""
+
+    shape: tuple[int, ...]
+    positive: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the *original* operation, from which every test of its rule is made.
+
+    Attributes:
+        args: positional arguments; :class:`Uncertain` and :class:`Certain` stand for tensors.
+        kwargs: keyword arguments, likewise.
+        init: for a module class, what its constructor is given, by name.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    init: Mapping[str, Any] = field(default_factory=dict)
+
+
+def case(*args: Any, init: Mapping[str, Any] | None = None, **kwargs: Any) -> Case:
+    """A :class:`Case` in the notation of the call itself: ``case(Uncertain((2, 3)), dim=1)``."""
+    return Case(args, kwargs, init or {})
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one operation is propagated.
+
+    Attributes:
+        targets: the original operations.
+        apply: the function on Moments, or the ADF module class.
+        family: one of :data:`FAMILIES`.
+        exact: whether mean and variance are exact for independent Gaussian inputs.
+        source: paper and equation, or why none is needed.
+        tolerance: for a rule that is not exact, the error of mean and std that it may have against Monte
+            Carlo, in units of the true std.
+        alias: whether the result may share memory with the input (a view), which matters for in-place use.
+        cases: calls of the original, from which the tests are made.
+    """
+
+    targets: tuple[Target, ...]
+    apply: Callable[..., Any]
+    family: str
+    exact: bool
+    source: str
+    tolerance: float
+    alias: bool
+    cases: tuple[Case, ...]
+
+    @property
+    def name(self) -> str:
+        """Dotted name of the function or class that does it."""
+        return f"{self.apply.__module__}.{self.apply.__qualname__}"
+
+    @property
+    def certain(self) -> bool:
+        """Whether the result is no random tensor: a shape, a dtype, a size."""
+        return self.family == "metadata"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether ``min_variance`` is applied to the result."""
+        return self.family in KEEPING
+
+
+class Rules:
+    """A table of rules, possibly laid over another: what it lacks is looked up there.
+
+    Args:
+        parent: the table beneath.
+        keep_variance: what ``min_variance`` means: by default a floor, in the published code an addition.
+    """
+
+    def __init__(self, parent: Rules | None = None, keep_variance: Keep | None = None) -> None:
+        self._parent = parent
+        self._rules: dict[Target, Rule] = {}
+        self.keep_variance: Keep = keep_variance or (parent.keep_variance if parent else floor)
+
+    def register(
+        self,
+        *targets: Target,
+        family: str = "custom",
+        exact: bool = False,
+        source: str = "",
+        tolerance: float = 0.0,
+        alias: bool | None = None,
+        cases: Sequence[Case] = (),
+    ) -> Callable[[Decorated], Decorated]:
+        """Decorate the function, or module class, that propagates Moments through ``targets``.
+
+        Args:
+            targets: functions, method names, attribute names (``".shape"``), aten overloads or module
+                classes. A module class matches exactly: a subclass may do something else.
+            family: one of :data:`FAMILIES`; decides how ``min_variance`` and the tests treat it.
+            exact: whether the moments are exact for independent Gaussian inputs.
+            source: paper and equation.
+            tolerance: see :class:`Rule`.
+            alias: whether the result may share memory with the input; by default for family structural.
+            cases: calls of the original operation to test with.
+
+        Raises:
+            TypeError: no targets, an unknown family, or a target of the wrong type.
+        """
+        _check_targets(targets, family)
+
+        def decorate(apply: Decorated) -> Decorated:
+            rule = Rule(
+                targets, apply, family, exact, source, tolerance, family == "structural" if alias is None else alias,
+                tuple(cases),
+            )
+            self._rules.update(dict.fromkeys(targets, rule))
+            return apply
+
+        return decorate
+
+    def find(self, target: Target) -> Rule | None:
+        """The rule of a target, exactly matched, or None."""
+        # Note [Match exact types]
+        # Never isinstance, never the MRO: looked up so, timm's BatchNormAct2d was taken for the BatchNorm2d
+        # that it derives from, its activation was dropped, and the mean was off by 3e5, silently.
+        load_extensions()
+        rule = self._rules.get(target)
+        if rule is None and self._parent is not None:
+            return self._parent.find(target)
+        return rule
+
+    def over(self, other: Rules) -> Rules:
+        """This table's own rules laid over another table."""
+        overlay = Rules(other)
+        overlay._rules = dict(self._rules)
+        return overlay
+
+    def __iter__(self) -> Iterator[Rule]:
+        """Every rule in force, each once."""
+        load_extensions()
+        seen: set[int] = set()
+        for target in {**dict.fromkeys(self._parent_targets()), **dict.fromkeys(self._rules)}:
+            rule = self.find(target)
+            if rule is not None and id(rule) not in seen:
+                seen.add(id(rule))
+                yield rule
+
+    def _parent_targets(self) -> Iterator[Target]:
+        if self._parent is not None:
+            yield from self._parent._parent_targets()
+            yield from self._parent._rules
+
+
+RULES = Rules()
+"""The default rules: the correct ones."""
+
+register = RULES.register
+
+
+def supported() -> list[Rule]:
+    """The default rules, in the order of their families."""
+    return sorted(RULES, key=lambda rule: (FAMILIES.index(rule.family), rule.name))
+
+
+# Note [Libraries that bring their own layers]
+# Classes of timm and torchvision can only be registered once those are imported, and importing them costs
+# seconds. A model that has such layers has already imported its library, so that is when the rules come.
+EXTENSIONS = {"timm.layers": "adfify.nn.timm_layers", "torchvision.ops": "adfify.nn.torchvision_ops"}
+
+
+def load_extensions() -> None:
+    """Register the rules for the classes of those libraries that are already imported."""
+    for library, rules in EXTENSIONS.items():
+        if library in sys.modules and rules not in sys.modules:
+            importlib.import_module(rules)
+
+
+def target_name(target: Target) -> str:
+    """A target as the user knows it: ``torch.relu``, ``Tensor.view``, ``torch.nn.Conv2d``."""
+    if isinstance(target, str):
+        return f"Tensor{target}" if target.startswith(".") else f"Tensor.{target}"
+    if isinstance(target, type):
+        module = "torch.nn" if target.__module__.startswith("torch.nn.modules.") else target.__module__
+        return f"{module}.{target.__qualname__}"
+    name = getattr(target, "__name__", None)
+    if name is None or hasattr(target, "_schema"):
+        return str(target)
+    module = getattr(target, "__module__", None) or "torch"
+    module = {"_operator": "operator", "torch._C._nn": "torch.nn.functional"}.get(module, module)
+    return f"{module}.{name}"
+
+
+def _check_targets(targets: Sequence[Target], family: str) -> None:
+    if not targets:
+        raise TypeError("register() needs at least one target: register(torch.relu, ...), as a decorator.")
+    if family not in FAMILIES:
+        raise TypeError(f"family {family!r} is unknown; it is one of {', '.join(FAMILIES)}.")
+    for target in targets:
+        if not (callable(target) or isinstance(target, str)):
+            raise TypeError(f"{target!r} is no target: give a function, a module class, or a method's name.")
+        if isinstance(target, type) and not issubclass(target, nn.Module):
+            raise TypeError(f"{target!r} is no target: of classes, only torch.nn.Module subclasses are.")
+

@@ -1,0 +1,207 @@
+"""From a model to a graph of its operations.
+
+Symbolic tracing by torch.fx comes first: it keeps modules and readable code. Where it gives up, torch.export
+is the next engine; both would end in the same :class:`Traced` and the same registry.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from adfify.errors import ModelError
+from adfify.moments import Moments
+from adfify.registry import Rules
+
+# torch.nn classes whose forward is only a loop over their children: traced through, not leaves.
+_LOOPS = (nn.Sequential,)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model's operations in order.
+
+    Attributes:
+        root: the model itself, wrappers taken off; untouched.
+        graph: its operations; owned by us, free to be edited.
+        engine: which tracer made it.
+        constants: tensors that the model made while being traced, by the graph's name for them.
+        certain_inputs: names of the inputs that carry no variance (integers, defaults left alone).
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    engine: str
+    constants: dict[str, Tensor]
+    certain_inputs: frozenset[str]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and torch.compile wrappers, any number of them."""
+    while True:
+        if type(model) in (nn.DataParallel, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, rules: Rules) -> Traced:
+    """The model's graph.
+
+    Args:
+        model: any module; wrappers are taken off.
+        example_inputs: positional inputs, which tell what is an integer and which defaults are replaced.
+        rules: the table; what has a rule is a leaf.
+
+    Raises:
+        ModelError: not a module, a scripted module, hooks or parametrizations, or a forward that can't be
+            traced, with the line that stopped it.
+    """
+    root = unwrap(_checked_model(model))
+    _refuse_hooks(root)
+    names = _input_names(root)
+    given = example_inputs or ()
+    if len(given) > len(names):
+        raise ModelError(
+            f"{type(root).__name__}.forward takes {len(names)} inputs ({', '.join(names)}) and example_inputs has "
+            f"{len(given)}."
+        )
+    defaults = {
+        name: parameter.default
+        for name, parameter in list(names.items())[len(given) :]
+        if parameter.default is not inspect.Parameter.empty
+    }
+    certain = {name for name, value in zip(names, given, strict=False) if not _is_uncertain(value)}
+    concrete = {name: value for name, value in zip(names, given, strict=False) if not isinstance(value, (Tensor, Moments))}
+    with _constants_taken_from(root) as constants:
+        graph = _symbolic(root, rules, {**defaults, **concrete})
+    return Traced(root, graph, "torch.fx", constants, frozenset(certain | set(defaults)))
+
+
+class _Tracer(fx.Tracer):
+    """Leaves are what has a rule, and every torch.nn class, so that a missing one is reported by its name."""
+
+    record_stack_traces = True
+    # Buffers stay references: baked in as constants they would go stale, silently, at the next load_state_dict.
+    proxy_buffer_attributes = True
+
+    def __init__(self, rules: Rules) -> None:
+        functions = [target for rule in rules for target in rule.targets if inspect.isfunction(target)]
+        super().__init__(autowrap_functions=tuple(functions))
+        modules = {function.__module__ for function in functions}
+        # A registered function is a leaf also where it is called as `library.function`: its home is patched too.
+        self._autowrap_search += [sys.modules[name] for name in modules if not name.startswith("torch.")]
+        self._rules = rules
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self._rules.find(type(m)) is not None:
+            return True
+        return type(m).__module__.startswith("torch.nn.") and type(m) not in _LOOPS
+
+
+def _symbolic(root: nn.Module, rules: Rules, concrete: dict[str, Any]) -> fx.Graph:
+    tracer = _Tracer(rules)
+    try:
+        return tracer.trace(root, concrete_args=concrete or None)
+    except Exception as error:
+        location = _user_line(traceback.extract_tb(error.__traceback__))
+        raise ModelError(
+            f"{type(root).__name__} can't be traced by torch.fx{f', stopped at {location}' if location else ''}: "
+            f"{type(error).__name__}: {error}\n"
+            "Usually a branch or loop there depends on the values or the size of a tensor. Move that code into a "
+            "function or module of its own and register a rule for it with adfify.register."
+        ) from error
+
+
+def source_line(node: fx.Node) -> str:
+    """``file:line`` of the user's code that made a node, or ``""``."""
+    trace_text = node.meta.get("stack_trace") or node.stack_trace or ""
+    frames = [line.strip() for line in trace_text.splitlines() if line.strip().startswith('File "')]
+    for frame in reversed(frames):
+        path, _, rest = frame.removeprefix('File "').partition('", line ')
+        if not _is_library(path):
+            return f"{path}:{rest.split(',')[0]}"
+    return ""
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the module in whose forward a node stands, ``""`` for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    if node.op == "call_module" and paths and paths[-1] == node.target:
+        paths.pop()
+    return paths[-1] if paths else ""
+
+
+def _user_line(frames: traceback.StackSummary) -> str:
+    for frame in reversed(frames):
+        if not _is_library(frame.filename):
+            return f"{frame.filename}:{frame.lineno}"
+    return ""
+
+
+def _is_library(path: str) -> bool:
+    parts = path.replace("\\", "/").split("/")
+    return "torch" in parts or "adfify" in parts or path.startswith("<")
+
+
+def _checked_model(model: Any) -> nn.Module:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(f"{type(model).__name__} is a scripted model; convert the Python model it was made from.")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"adfify() converts a torch.nn.Module, and was given {model!r:.80} of type {type(model).__name__}.")
+    return model
+
+
+def _refuse_hooks(root: nn.Module) -> None:
+    """Raise for what tracing would ignore without a word."""
+    found = []
+    for path, module in root.named_modules():
+        where = f"'{path}' ({type(module).__name__})" if path else f"the model itself ({type(module).__name__})"
+        if torch.nn.utils.parametrize.is_parametrized(module):
+            names = ", ".join(module.parametrizations.keys())  # type: ignore[union-attr, operator]
+            found.append(f"{where}: parametrization of {names}; remove it with torch.nn.utils.parametrize.remove_parametrizations")
+        for kind, hooks in (("forward hook", module._forward_hooks), ("forward pre-hook", module._forward_pre_hooks)):
+            found += [f"{where}: {kind} {_hook_name(hook)}" for hook in hooks.values()]
+    if found:
+        lines = "\n".join(f"  - {line}" for line in found)
+        raise ModelError(
+            f"{type(root).__name__} has forward hooks or parametrizations, which tracing would silently ignore:\n{lines}\n"
+            "Remove them (handle.remove(), remove_parametrizations, remove_weight_norm ...) or write what they do "
+            "into the module's forward, then convert again."
+        )
+
+
+def _hook_name(hook: Any) -> str:
+    return getattr(hook, "__qualname__", None) or type(hook).__qualname__
+
+
+def _input_names(root: nn.Module) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(root.forward).parameters
+    return {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def _is_uncertain(value: Any) -> bool:
+    return isinstance(value, Moments) or (isinstance(value, Tensor) and value.is_floating_point())
+
+
+@contextmanager
+def _constants_taken_from(root: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """torch.fx stores tensors made during tracing on the model; take them off it again."""
+    before = set(root.__dict__)
+    constants: dict[str, Tensor] = {}
+    try:
+        yield constants
+    finally:
+        for name in set(root.__dict__) - before:
+            constants[name] = root.__dict__.pop(name)
