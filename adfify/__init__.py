@@ -5,5 +5,19 @@ from adfify.conversion import adfify, inspect
 from adfify.errors import UnsupportedOpsError
 from adfify.moments import JointMoments, Moments
 from adfify.registry import register, supported
+from adfify.sampling import monte_carlo, predict
 
-__all__ = ["JointMoments", "Moments", "UnsupportedOpsError", "adfify", "inspect", "nn", "register", "supported"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "JointMoments",
+    "Moments",
+    "UnsupportedOpsError",
+    "adfify",
+    "inspect",
+    "monte_carlo",
+    "nn",
+    "predict",
+    "register",
+    "supported",
+]

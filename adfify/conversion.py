@@ -56,7 +56,9 @@ def adfify(
     """
     _checked_variance("noise_variance", noise_variance)
     _checked_variance("min_variance", min_variance)
-    return graph.apply(inspect(model, example_inputs, rules=rules, dropout=dropout), noise_variance, min_variance, share_weights)
+    return graph.apply(
+        inspect(model, example_inputs, rules=rules, dropout=dropout), noise_variance, min_variance, share_weights
+    )
 
 
 def inspect(

@@ -1,26 +1,33 @@
 """Closed-form moments of functions of Gaussian variables: tensors in, tensors out.
 
-Every function takes ``mean`` and ``variance`` of independent Gaussian inputs and returns the mean and the variance of
-the output (of any shape that broadcasts). Nothing here knows about layers or graphs. Notation: s = sqrt(variance),
-z = mean / s, and phi, Phi the standard normal density and distribution function.
+Every function takes ``mean`` and ``variance`` of independent Gaussian inputs and returns the mean and the
+variance of the output (of any shape that broadcasts). Nothing here knows about layers or graphs. Notation: s
+= sqrt(variance), z = mean / s, and phi, Phi the standard normal density and distribution function.
 
 References
-    A&S     Abramowitz & Stegun, Handbook of Mathematical Functions, 1964: chapters 7.2 (erfc), 25.4 (quadrature).
-    Gautschi, Computational aspects of three-term recurrence relations, SIAM Review 9, 1967.
+    A&S     Abramowitz & Stegun, Handbook of Mathematical Functions, 1964.
+    Gautschi, Recursive computation of the repeated integrals of the error function, Math. Comp. 15, 1961.
     Clark, The greatest of a finite set of random variables, Operations Research 9, 1961.
     Stein, Estimation of the mean of a multivariate normal distribution, Ann. Stat. 9, 1981.
     Frey & Hinton, Variational learning in nonlinear Gaussian belief networks, Neural Computation 11, 1999.
 
 Note [Variance zero, and a mean far from the kink]
-    A piecewise linear f is f(mean) plus a correction that vanishes, to every digit, once the kink is 40 s away: then
-    f is the line through the mean and the variance is slope**2 * variance. ``|mean| < 40 s`` is also false at
-    variance 0, so one `torch.where` serves both. It comes before the division and the square root as well ("double
-    where"): a masked branch that divided by zero would still send NaN into the gradients.
+    A piecewise linear f is f(mean) plus a correction that vanishes, to every digit, once the kink is 40 s
+    away: then f is the line through the mean and the variance is slope**2 * variance. ``|mean| < 40 s`` is
+    also false at variance 0, so one `torch.where` serves both. It comes before the division and the square
+    root as well ("double where"): a masked branch that divided by zero would still send NaN into the
+    gradients.
+
+Note [The kink itself]
+    At a kink, f(mean) and the correction have slopes of their own, and only their sum is the slope of the
+    mean, for relu Phi(0) = 1/2. So both take the same side there: the comparison that picks the reflection
+    (say, mean > 0) must be the one autograd makes in f (torch.relu: slope 0 at 0; `_bound`: slope 1 at either
+    bound).
 
 Note [Cancellation]
-    Textbook variances are E[f^2] - E[f]^2, which in float32 is 0 or negative at mean 50, variance 1e-4. Every form
-    below is a sum of terms that are positive or that stay well apart, written for the side of the kink that holds
-    the smaller part of the mass; the other side follows by reflection.
+    Textbook variances are E[f^2] - E[f]^2, which in float32 is 0 or negative at mean 50, variance 1e-4. Every
+    form below is a sum of terms that are positive or that stay well apart, written for the side of the kink
+    that holds the smaller part of the mass; the other side follows by reflection.
 """
 
 import functools
@@ -52,7 +59,8 @@ def _in_float32(rule: Callable[P, Pair]) -> Callable[P, Pair]:
         if not any(d in (torch.float16, torch.bfloat16) for d in dtypes):
             return rule(*args, **kwargs)
         narrow = functools.reduce(torch.promote_types, dtypes)
-        mean, variance = rule(*map(_widen, args), **{k: _widen(a) for k, a in kwargs.items()})  # type: ignore[arg-type]
+        named = {key: _widen(value) for key, value in kwargs.items()}
+        mean, variance = rule(*map(_widen, args), **named)  # type: ignore[arg-type]
         return mean.to(narrow), variance.to(narrow)
 
     return wrapper
@@ -72,7 +80,7 @@ def normal_pdf(z: Tensor) -> Tensor:
 
 
 def normal_cdf(z: Tensor) -> Tensor:
-    """Phi(z) = erfc(-z / sqrt 2) / 2 (A&S 26.2.29): relative accuracy in the lower tail, which 1 + erf has not."""
+    """Phi(z) = erfc(-z / sqrt 2) / 2 (A&S 26.2.29): accurate in the lower tail, unlike 1 + erf."""
     return 0.5 * torch.erfc(z * -math.sqrt(0.5))
 
 
@@ -81,7 +89,7 @@ def _lower_moments(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Over n! these are I_n, the repeated integrals of phi (A&S 7.2.1, with z = -x sqrt 2), which obey
     n I_n = z I_{n-1} + I_{n-2} (A&S 7.2.5). For z < 0 the two terms cancel, so in the tail the ratios
-    q_n = I_n / I_{n-1} are run backwards instead, q_{n-1} = 1 / (n q_n - z) (Gautschi 1967, section 3): all terms are
+    q_n = I_n / I_{n-1} are run backwards instead, q_{n-1} = 1 / (n q_n - z) (Gautschi 1961): all terms are
     positive, and an error in the start dies out.
     """
     double = z.dtype == torch.float64
@@ -106,7 +114,7 @@ def _lower_moments(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _standardise(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(near, s, z): whether 0 is within reach of the Gaussian, and s, z where it is (1 and 0 where it is not)."""
+    """(near, s, z): whether 0 is within the Gaussian's reach, and s, z where it is (else 1 and 0)."""
     near = mean * mean < _REACH**2 * variance
     std = torch.sqrt(torch.where(near, variance, 1.0))
     return near, std, torch.where(near, mean, 0.0) / std
@@ -119,7 +127,7 @@ def _standardise(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor
 def relu(mean: Tensor, variance: Tensor) -> Pair:
     """max(x, 0) (Frey & Hinton 1999, appendix): the case of `maximum` where the other number is 0."""
     near, std, z = _standardise(mean, variance)
-    cdf, first, second = _lower_moments(-z.abs())
+    cdf, first, second = _lower_moments(torch.where(mean > 0, -z, z))
     spread = second - first * first
     spread = torch.where(mean > 0, 1 - 2 * cdf + spread, spread)
     step = (mean > 0).to(mean.dtype)
@@ -133,9 +141,9 @@ def relu(mean: Tensor, variance: Tensor) -> Pair:
 def leaky_relu(mean: Tensor, variance: Tensor, slope: float | Tensor = 0.01) -> Pair:
     """max(x, 0) + slope * min(x, 0), for any slope, also negative or a tensor (PReLU).
 
-    With x+ and x- the positive and negative parts, f = x+ - slope x-, and x+ x- = 0, so that
-    Var f = Var x+ + slope^2 Var x- + 2 slope E[x+] E[x-]. The correlation of x+ and x- is never below -0.47, so the sum
-    does not cancel for a negative slope either.
+    With x+ and x- the positive and negative parts, f = x+ - slope x-, and x+ x- = 0, so that Var f = Var x+ +
+    slope^2 Var x- + 2 slope E[x+] E[x-]. The correlation of x+ and x- is never below -0.47, so the sum does
+    not cancel for a negative slope either.
     """
     positive = mean > 0
     base = torch.where(positive, mean, slope * mean)
@@ -145,10 +153,11 @@ def leaky_relu(mean: Tensor, variance: Tensor, slope: float | Tensor = 0.01) -> 
 
 def _leaky(mean: Tensor, variance: Tensor, slope: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     near, std, z = _standardise(mean, variance)
-    cdf, first, second = _lower_moments(-z.abs())
+    tail = torch.where(mean > 0, -z, z)
+    cdf, first, second = _lower_moments(tail)
     smaller = second - first * first
     larger = 1 - 2 * cdf + smaller
-    cross = 2 * first * (z.abs() + first)
+    cross = 2 * first * (first - tail)
     squared = slope * slope
     spread = torch.where(mean > 0, larger + squared * smaller, smaller + squared * larger) + slope * cross
     line = torch.where(mean > 0, torch.ones_like(mean), squared)
@@ -157,31 +166,33 @@ def _leaky(mean: Tensor, variance: Tensor, slope: float | Tensor) -> tuple[Tenso
 
 @_in_float32
 def absolute(mean: Tensor, variance: Tensor) -> Pair:
-    """|x|, the folded normal (Leone, Nelson & Nottingham, Technometrics 3, 1961): `leaky_relu` with slope -1."""
+    """|x|, `leaky_relu` of slope -1 (folded normal: Leone, Nelson & Nottingham, Technometrics 3, 1961)."""
     near, correction, variance = _leaky(mean, variance, -1.0)
-    return mean.abs() + torch.where(near, correction, 0.0), variance
+    base = torch.where(near & (mean <= 0), -mean, mean.abs())
+    return base + torch.where(near, correction, 0.0), variance
 
 
 @_in_float32
 def maximum(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> Pair:
     """max(a, b) of independent a and b (Clark 1961, equations 2 and 3 with correlation 0).
 
-    The variance is rearranged as max(a, b) = a + max(b - a, 0), with a the larger mean, and
-    Cov(a, max(b - a, 0)) = -Var(a) Phi(z) (Stein 1981, lemma 1), z = -|mean_a - mean_b| / sqrt(Var a + Var b).
+    The variance is rearranged as max(a, b) = a + max(b - a, 0), with a the larger mean, and Cov(a, max(b - a,
+    0)) = -Var(a) Phi(z) (Stein 1981, lemma 1), z = -|mean_a - mean_b| / sqrt(Var a + Var b).
     """
     gap, total = mean_a - mean_b, variance_a + variance_b
     near, std, z = _standardise(gap, total)
-    cdf, first, second = _lower_moments(-z.abs())
+    cdf, first, second = _lower_moments(torch.where(gap > 0, -z, z))
     larger = torch.where(gap > 0, variance_a, variance_b)
     return (
-        torch.maximum(mean_a, mean_b) + torch.where(near, std * first, 0.0),
+        torch.where(near & (gap <= 0), mean_b, torch.maximum(mean_a, mean_b))
+        + torch.where(near, std * first, 0.0),
         torch.where(near, larger * (1 - 2 * cdf) + total * (second - first * first), larger),
     )
 
 
 @_in_float32
 def product(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> Pair:
-    """a * b of independent a and b (Goodman, On the exact variance of products, JASA 55, 1960, equation 2)."""
+    """a * b, a and b independent (Goodman, On the exact variance of products, JASA 55, 1960, equation 2)."""
     variance = variance_a * variance_b + mean_a * mean_a * variance_b + mean_b * mean_b * variance_a
     return mean_a * mean_b, variance
 
@@ -191,49 +202,57 @@ def clamp(mean: Tensor, variance: Tensor, low: float | None = None, high: float 
     """min(max(x, low), high): ReLU6, Hardtanh. Either bound may be None or infinite."""
     low, high = -math.inf if low is None else low, math.inf if high is None else high
     correction, variance = _clamp(mean, variance, low, high)
-    return torch.clamp(mean, low, high) + correction, variance
+    return _bound(mean, low, high) + correction, variance
+
+
+def _bound(x: Tensor, low: float, high: float) -> Tensor:
+    """clamp(x, low, high), of slope 1 at either bound: torch.clamp's own differs between versions."""
+    return torch.where(x < low, low, torch.where(x > high, high, x))
 
 
 def _clamp(mean: Tensor, variance: Tensor, low: float, high: float) -> Pair:
     """What uncertainty adds to clamp(mean, low, high), and the variance.
 
-    Reflected so that the mean is on the side of the nearer bound, which it is ``inside`` of (inside > 0) or outside,
-    and ``beyond`` < 0 is its signed distance to the other. With a, b, w = (inside, beyond, high - low) / s, psi_n(z) = E[(z + xi)+^n]
-    and g = psi_2 - psi_1^2,
+    Reflected so that the mean is on the side of the nearer bound, which it is ``inside`` of (inside > 0) or
+    outside, and ``beyond`` < 0 is its signed distance to the other. With a, b, w = (inside, beyond, high -
+    low) / s, psi_n(z) = E[(z + xi)+^n] and g = psi_2 - psi_1^2:
         Var / v = 1 - 2 Phi(-a) - 2 Phi(b) + g(-a) + g(b) + 2 psi_1(-a) psi_1(b)              for a > 0
         Var / v = g(a) - psi_2(b) - psi_1(b)^2 - 2 w psi_1(b) + 2 psi_1(a) psi_1(b)     for a <= 0,
-    which is Var(max(x, low) - max(x - high, 0)), as Cov(x, max(x - h, 0)) = v Phi((m - h) / s) (Stein 1981, lemma 1).
-    Once the interval is narrow, w << 1, these terms cancel: see `_narrow_clamp`.
+    which is Var(max(x, low) - max(x - high, 0)), as Cov(x, max(x - h, 0)) = v Phi((m - h) / s) (Stein 1981,
+    lemma 1). Once the interval is narrow, w << 1, these terms cancel: see `_narrow_clamp`.
     """
     if low == -math.inf and high == math.inf:
         return torch.zeros_like(mean), variance
     if low == -math.inf or high == math.inf:
         sign, edge = (1.0, low) if high == math.inf else (-1.0, high)
         shifted, variance = relu(sign * (mean - edge), variance)
-        return sign * (shifted - torch.relu(sign * (mean - edge))), variance
+        return sign * (shifted - _bound(sign * (mean - edge), 0.0, math.inf)), variance
     lower = mean <= 0.5 * (low + high)
     inside = torch.where(lower, mean - low, high - mean)
     beyond = torch.where(lower, mean - high, low - mean)
     near, std, a = _standardise(inside, variance)
-    b, w = torch.where(near, beyond, 0.0) / std, (high - low) / std
-    cdf_a, first_a, second_a = _lower_moments(-a.abs())
-    cdf_b, first_b, second_b = _lower_moments(b.clamp(min=-_REACH))
+    # Held within reach before the division, which could overflow and send NaN into the gradients.
+    b = torch.maximum(torch.where(near, beyond, 0.0), -_REACH * std) / std
+    w = (2 * _REACH * std).clamp(max=high - low) / std
+    cdf_a, first_a, second_a = _lower_moments(torch.where(a >= 0, -a, a))
+    cdf_b, first_b, second_b = _lower_moments(b)
     spread = second_a - first_a * first_a
     within = 1 - 2 * (cdf_a + cdf_b) + spread + second_b - first_b * first_b + 2 * first_a * first_b
     outside = spread - second_b - first_b * first_b + 2 * first_b * (first_a - w)
     narrow = w < (0.01 if mean.dtype == torch.float64 else 0.1)
     narrow_share, narrow_spread = _narrow_clamp(w.clamp(max=1.0), (a - 0.5 * w).clamp(min=-_REACH))
-    spread = torch.where(narrow, narrow_spread, torch.where(a > 0, within, outside))
-    correction = std * torch.where(narrow, narrow_share - a.clamp(min=0), first_a - first_b)
+    spread = torch.where(narrow, narrow_spread, torch.where(a >= 0, within, outside))
+    correction = std * torch.where(narrow, narrow_share - _bound(a, 0.0, math.inf), first_a - first_b)
     correction = torch.where(lower, correction, -correction)
     line = (inside > 0).to(mean.dtype)
     return torch.where(near, correction, 0.0), variance * torch.where(near, spread, line)
 
 
 def _narrow_clamp(w: Tensor, c: Tensor) -> Pair:
-    """Mean and variance, over s and s^2, of clamp(x, 0, w) of a mean c - w / 2: Taylor's series in the width w << 1.
+    """Mean and variance, over s and s^2, of clamp(x, 0, w), x of mean c + w / 2: Taylor's series in w << 1.
 
-    With t uniform on (-1/2, 1/2), the mean is w E[Phi(c + w t)], the second moment w^2 E[(1 + 2 t) Phi(c - w t)].
+    With t uniform on (-1/2, 1/2), the mean is w E[Phi(c + w t)], the second moment w^2 E[(1 + 2 t) Phi(c - w
+    t)].
     """
     pdf, c2, w2 = normal_pdf(c), c * c, w * w
     share = normal_cdf(c) - c * pdf * w2 * (1 / 24 + (c2 - 3) * w2 / 1920)
@@ -247,9 +266,9 @@ def _narrow_clamp(w: Tensor, c: Tensor) -> Pair:
 def expect(f: Elementwise, mean: Tensor, variance: Tensor, kinks: Sequence[float] = ()) -> Pair:
     """E[f(x)] and Var[f(x)] of an elementwise f, called on plain tensors.
 
-    A smooth f: 32 Gauss-Hermite nodes (A&S 25.4.46), exact to rounding while s is below a third of the distance over
-    which f changes its form. An f with ``kinks``: 16 Gauss-Legendre nodes (A&S 25.4.29) between two kinks and beyond the
-    outer ones; see Note [Nodes that crowd towards a kink].
+    A smooth f: 32 Gauss-Hermite nodes (A&S 25.4.46), exact to rounding while s is below a third of the
+    distance over which f changes its form. An f with ``kinks``: 16 Gauss-Legendre nodes (A&S 25.4.29) between
+    two kinks and beyond the outer ones; see Note [Nodes that crowd towards a kink].
     """
     if not kinks:
         return _integrate(f, mean, variance, _smooth_floor(mean), ())
@@ -258,19 +277,21 @@ def expect(f: Elementwise, mean: Tensor, variance: Tensor, kinks: Sequence[float
 
 
 # Note [Small variances by quadrature]
-#   f(m + s z) - f(m) is all rounding once s is a few units in the last place of m or f(m). Below a floor s0 the
-#   integral is therefore taken at s0, and the correction and the variance are scaled by (s / s0)^2, as both are linear
-#   in s^2 there. s0 is cbrt(eps), where the error of this, s0^2, is that of the rounding, eps / s0. The same line makes
-#   variance 0 exact and its gradients right (f'' / 2 for the mean, f'^2 for the variance) without any branch. s0 shrinks
-#   towards a kink, so that a kink out of the Gaussian's reach stays out of it.
+#   f(m + s z) - f(m) is all rounding once s is a few units in the last place of m or f(m). Below a floor s0
+#   the integral is therefore taken at s0, and the correction and the variance are scaled by (s / s0)^2, as
+#   both are linear in s^2 there. s0 is cbrt(eps), where the error of this, s0^2, is that of the rounding, eps
+#   / s0. The same line makes variance 0 exact and its gradients right (f'' / 2 for the mean, f'^2 for the
+#   variance) without any branch. s0 shrinks towards a kink, so that a kink out of the Gaussian's reach stays
+#   out of it.
 _RESOLUTION = {torch.float32: 2.0**-8, torch.float64: 2.0**-17}
 
 # Note [Nodes that crowd towards a kink]
-#   Beyond the outermost kink, out to 7 s, nodes are z = k + length (c t + (1 - c) t^2) with t Gauss-Legendre and
-#   c = 1 / (1 + s / 2) (out to 2 s past a kink that is further, for what little lies there): evenly spread over a narrow Gaussian, but for a wide one crowded where f bends, which is at the
-#   kink on a scale of 1. The kinks are held within 3 s of the mean, else a segment with most of the mass would have too
-#   few nodes. Sigmoids and soft ReLUs gain as much from it as functions with a kink: with 32 nodes and s = 10, the
-#   variance of a sigmoid is off by 2e-5 (Gauss-Hermite: 20 %), for means up to 3 s from 0.
+#   Beyond the outermost kink, out to 7 s, nodes are z = k + length (c t + (1 - c) t^2) with t Gauss-Legendre
+#   and c = 1 / (1 + s / 2) (out to 2 s past a kink that is further, for what little lies there): evenly
+#   spread over a narrow Gaussian, but for a wide one crowded where f bends, which is at the kink on a scale
+#   of 1. The kinks are held within 3 s of the mean, else a segment with most of the mass would have too few
+#   nodes. Sigmoids and soft ReLUs gain as much from it as functions with a kink: with 32 nodes and s = 10,
+#   the variance of a sigmoid is off by 2e-5 (Gauss-Hermite: 20 %), for means up to 3 s from 0.
 _WINDOW, _HELD = 7.0, 3.0
 _HERMITE = [(float(z), float(w) / math.sqrt(2 * math.pi)) for z, w in zip(*hermegauss(32))]
 _LEGENDRE = [(float(t + 1) / 2, float(w) / 2) for t, w in zip(*leggauss(16))]
@@ -349,8 +370,9 @@ def mish(mean: Tensor, variance: Tensor) -> Pair:
 def gelu(mean: Tensor, variance: Tensor, approximate: str = "none") -> Pair:
     """x Phi(x), whose mean is exact: m Phi(m r) + v r phi(m r) with r = 1 / sqrt(1 + v).
 
-    E[x Phi(x)] = m E[Phi(x)] + v E[phi(x)] (Stein 1981, lemma 1), and E[Phi(x)] = Phi(m r), E[phi(x)] = r phi(m r)
-    (Owen, A table of normal integrals, 1980, 10,010.8 and 10,010.1). The tanh form goes by quadrature.
+    E[x Phi(x)] = m E[Phi(x)] + v E[phi(x)] (Stein 1981, lemma 1), and E[Phi(x)] = Phi(m r), E[phi(x)] = r
+    phi(m r) (Owen, A table of normal integrals, 1980, 10,010.8, and its derivative). The tanh form goes by
+    quadrature.
     """
     smooth_mean, smooth_variance = _soft(functools.partial(F.gelu, approximate=approximate), mean, variance)
     if approximate != "none":
@@ -403,7 +425,8 @@ def hardswish(mean: Tensor, variance: Tensor) -> Pair:
 def hardsigmoid(mean: Tensor, variance: Tensor) -> Pair:
     """clamp(x + 3, 0, 6) / 6: exact, as `clamp`."""
     correction, clamped = _clamp(mean, variance, -3.0, 3.0)
-    return F.hardsigmoid(mean) + correction / 6, clamped / 36
+    base = torch.where(variance > 0, _bound(mean + 3, 0.0, 6.0) / 6, F.hardsigmoid(mean))
+    return base + correction / 6, clamped / 36
 
 
 @_in_float32
@@ -425,10 +448,10 @@ def square(mean: Tensor, variance: Tensor) -> Pair:
 def softmax(mean: Tensor, variance: Tensor, dim: int = -1) -> Pair:
     """exp(x_k) / sum_j exp(x_j), with the competition of class k taken as one Gaussian (see `_margin`).
 
-    An approximation: softmax_k = sigmoid(x_k - log sum_{j != k} exp(x_j)), whose moments are `sigmoid`'s, normalised to
-    sum to 1. Against Monte Carlo, 3 to 1000 classes, logits' std 0.1 / 0.3 / 1 / 3: mean off by .001 / .01 / .03 / .13
-    of its std at most, std off by 1 / 1 / 3 / 25 % (the delta method: .05 / .14 / .37 / .39 and 1 / 5 / 26 / 104 %),
-    for the classes within a factor 5 of the most probable one.
+    An approximation: softmax_k = sigmoid(x_k - log sum_{j != k} exp(x_j)), whose moments are `sigmoid`'s,
+    normalised to sum to 1. Against Monte Carlo, 3 to 1000 classes, logits' std 0.1 / 0.3 / 1 / 3: mean off by
+    .01 / .01 / .03 / .13 of its std at most, std off by 1 / 1 / 3 / 25 % (the delta method: .05 / .14 / .37 /
+    .39 and 1 / 5 / 26 / 104 %), for the classes within a factor 5 of the most probable one.
     """
     certain, margin, spread = _margin(mean, variance, dim)
     one, one_variance = _soft(torch.sigmoid, margin, spread)
@@ -450,12 +473,12 @@ def log_softmax(mean: Tensor, variance: Tensor, dim: int = -1) -> Pair:
 def _margin(mean: Tensor, variance: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """m_k - L_k at variance 0, and mean and variance of x_k - L_k, where L_k = log sum_{j != k} exp(x_j).
 
-    L_k by the delta method (its gradient is the softmax q of the others, its Hessian's diagonal q (1 - q)), which is
-    better here than matching moments (Fenton, IRE Trans. Commun. Syst. 8, 1960), the more so at unequal variances.
-    Masked classes (mean -inf, variance 0) are held at a margin of -10^4, where they weigh nothing.
+    L_k by the delta method (its gradient is the softmax q of the others, its Hessian's diagonal q (1 - q)),
+    which is better here than matching moments (Fenton, IRE Trans. Commun. Syst. 8, 1960), the more so at
+    unequal variances. Masked classes (mean -inf, variance 0) are held at a margin of -10^4, where they weigh
+    nothing.
     """
-    shape = torch.broadcast_shapes(mean.shape, variance.shape)
-    mean, variance = mean.expand(shape), variance.expand(shape)
+    mean, variance = mean + torch.zeros_like(variance), variance + torch.zeros_like(mean)
     top = mean.argmax(dim, keepdim=True)
     is_top = torch.zeros_like(mean, dtype=torch.bool).scatter(dim, top, True)
     shifted = mean - mean.gather(dim, top)

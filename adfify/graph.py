@@ -131,8 +131,9 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
                 "call_function", as_moments, (new, noise, str(step.node.target)), name=f"{step.node.name}_moments"
             )
         if step.action == "convert" and step.rule is not None and step.rule.keeps and min_variance > 0:
-            keep = plan.rules.keep_variance
-            env[step.node] = graph.create_node("call_function", keep, (new, min_variance), name=f"{step.node.name}_kept")
+            env[step.node] = graph.create_node(
+                "call_function", plan.rules.keep_variance, (new, min_variance), name=f"{step.node.name}_kept"
+            )
     graph.lint()
     return graph
 
@@ -248,7 +249,7 @@ def _functionalize(traced: tracing.Traced, rules: Rules) -> dict[fx.Node, str]:
             continue
         for alias in _aliases(written, traced.root, rules):
             if alias is not node and any(order[user] > order[node] for user in alias.users):
-                unsafe[node] = f"it writes in place into a tensor that '{alias.name}' shares and that is read afterwards"
+                unsafe[node] = f"it writes in place into a tensor that '{alias.name}' shares, which is read afterwards"
         for user in [user for user in written.users if order[user] > order[node]]:
             user.replace_input_with(written, node)
     return unsafe

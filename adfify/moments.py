@@ -135,7 +135,9 @@ def _checked(value: Moments, name: str) -> Moments:
     mean, variance = value
     for part, tensor in (("mean", mean), ("variance", variance)):
         if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
-            raise InputError(f"the {part} of input '{name}' is {_describe(tensor)}; it must be a floating-point Tensor.")
+            raise InputError(
+                f"the {part} of input '{name}' is {_describe(tensor)}; it must be a floating-point Tensor."
+            )
     if mean.shape != variance.shape:
         try:
             variance = variance.expand_as(mean)

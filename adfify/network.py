@@ -31,7 +31,6 @@ class ADFNetwork(fx.GraphModule):
     Attributes:
         noise_variance: variance of every element of a plain input tensor, in squared units of the input.
         plan: what became of each operation, as plain data.
-        forward_shapes: nothing else is kept of the inputs.
     """
 
     noise_variance: float
@@ -78,7 +77,16 @@ class ADFNetwork(fx.GraphModule):
         return _unpickle, (_state(self), _graph_records(self.graph))
 
 
-_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", "noise_variance", "plan", "_name")
+_STATE = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "training",
+    "noise_variance",
+    "plan",
+    "_name",
+)
 
 
 def _state(network: ADFNetwork) -> dict[str, Any]:
@@ -97,9 +105,7 @@ def _unpickle(state: dict[str, Any], records: list[tuple[Any, ...]]) -> ADFNetwo
 
 def _copy_graph(graph: fx.Graph) -> fx.Graph:
     new = fx.Graph()
-    output = new.graph_copy(graph, {}, return_output_node=True)
-    assert output is not None
-    new.output(output[0])
+    new.output(new.graph_copy(graph, {}))
     return new
 
 

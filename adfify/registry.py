@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn import functional
 
 from adfify.moments import Moments, floor
 
@@ -36,9 +37,7 @@ FAMILIES = (
 """What a rule belongs to; its oracles in the tests follow from it (see DESIGN.md, families)."""
 
 # The families after whose operations ``min_variance`` is applied: those that compute a new variance.
-KEEPING = frozenset(
-    {"affine", "normalization", "elementwise", "pooling", "softmax", "dropout", "custom"}
-)
+KEEPING = frozenset({"affine", "normalization", "elementwise", "pooling", "softmax", "dropout", "custom"})
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,13 @@ class Rules:
 
         def decorate(apply: Decorated) -> Decorated:
             rule = Rule(
-                targets, apply, family, exact, source, tolerance, family == "structural" if alias is None else alias,
+                targets,
+                apply,
+                family,
+                exact,
+                source,
+                tolerance,
+                family == "structural" if alias is None else alias,
                 tuple(cases),
             )
             self._rules.update(dict.fromkeys(targets, rule))
@@ -234,9 +239,17 @@ def target_name(target: Target) -> str:
     name = getattr(target, "__name__", None)
     if name is None or hasattr(target, "_schema"):
         return str(target)
+    if name == "fn":  # torch.nn.functional builds its max_pool functions, and they are all named so
+        name = next((public for public, value in vars(functional).items() if value is target), name)
     module = getattr(target, "__module__", None) or "torch"
-    module = {"_operator": "operator", "torch._C._nn": "torch.nn.functional"}.get(module, module)
-    return f"{module}.{name}"
+    private = module.removeprefix("torch._C._")
+    if private in ("fft", "linalg", "special"):
+        return f"torch.{private}.{name.removeprefix(private + '_')}"
+    return f"{_PUBLIC_HOMES.get(module, module)}.{name}"
+
+
+# Where torch defines a function, and where its users find it.
+_PUBLIC_HOMES = {"_operator": "operator", "torch._C._nn": "torch.nn.functional", "torch.functional": "torch"}
 
 
 def _check_targets(targets: Sequence[Target], family: str) -> None:
@@ -249,4 +262,3 @@ def _check_targets(targets: Sequence[Target], family: str) -> None:
             raise TypeError(f"{target!r} is no target: give a function, a module class, or a method's name.")
         if isinstance(target, type) and not issubclass(target, nn.Module):
             raise TypeError(f"{target!r} is no target: of classes, only torch.nn.Module subclasses are.")
-

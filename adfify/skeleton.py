@@ -84,9 +84,7 @@ class Skeleton:
         target._parameters = {name: self._weight(value) for name, value in source._parameters.items()}
         target._buffers = {name: self._weight(value) for name, value in source._buffers.items()}
         target._non_persistent_buffers_set = set(source._non_persistent_buffers_set)
-        target._modules = {
-            name: None if child is None else below(child) for name, child in source._modules.items()
-        }
+        target._modules = {name: None if child is None else below(child) for name, child in source._modules.items()}
         return target
 
     def _weight(self, tensor: Any) -> Any:

@@ -46,10 +46,12 @@ class Traced:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The network inside DataParallel, DistributedDataParallel and torch.compile wrappers, any number of them."""
+    # A compiled model has imported torch._dynamo, which is heavy; without it there is none.
+    compiled = sys.modules.get("torch._dynamo.eval_frame")
     while True:
         if type(model) in (nn.DataParallel, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model.module  # type: ignore[assignment]
+        elif compiled is not None and isinstance(model, compiled.OptimizedModule):
             model = model._orig_mod
         else:
             return model
@@ -82,7 +84,9 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, rules: Rules
         if parameter.default is not inspect.Parameter.empty
     }
     certain = {name for name, value in zip(names, given, strict=False) if not _is_uncertain(value)}
-    concrete = {name: value for name, value in zip(names, given, strict=False) if not isinstance(value, (Tensor, Moments))}
+    concrete = {
+        name: value for name, value in zip(names, given, strict=False) if not isinstance(value, (Tensor, Moments))
+    }
     with _constants_taken_from(root) as constants:
         graph = _symbolic(root, rules, {**defaults, **concrete})
     return Traced(root, graph, "torch.fx", constants, frozenset(certain | set(defaults)))
@@ -159,7 +163,9 @@ def _checked_model(model: Any) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(f"{type(model).__name__} is a scripted model; convert the Python model it was made from.")
     if not isinstance(model, nn.Module):
-        raise ModelError(f"adfify() converts a torch.nn.Module, and was given {model!r:.80} of type {type(model).__name__}.")
+        raise ModelError(
+            f"adfify() converts a torch.nn.Module, and was given {model!r:.80} of type {type(model).__name__}."
+        )
     return model
 
 
@@ -169,16 +175,16 @@ def _refuse_hooks(root: nn.Module) -> None:
     for path, module in root.named_modules():
         where = f"'{path}' ({type(module).__name__})" if path else f"the model itself ({type(module).__name__})"
         if torch.nn.utils.parametrize.is_parametrized(module):
-            names = ", ".join(module.parametrizations.keys())  # type: ignore[union-attr, operator]
-            found.append(f"{where}: parametrization of {names}; remove it with torch.nn.utils.parametrize.remove_parametrizations")
+            names = ", ".join(module.parametrizations.keys())
+            found.append(f"{where}: parametrization of {names}")
         for kind, hooks in (("forward hook", module._forward_hooks), ("forward pre-hook", module._forward_pre_hooks)):
             found += [f"{where}: {kind} {_hook_name(hook)}" for hook in hooks.values()]
     if found:
         lines = "\n".join(f"  - {line}" for line in found)
         raise ModelError(
-            f"{type(root).__name__} has forward hooks or parametrizations, which tracing would silently ignore:\n{lines}\n"
-            "Remove them (handle.remove(), remove_parametrizations, remove_weight_norm ...) or write what they do "
-            "into the module's forward, then convert again."
+            f"{type(root).__name__} has forward hooks or parametrizations, which tracing would silently ignore:\n"
+            f"{lines}\nRemove them (handle.remove(), torch.nn.utils.parametrize.remove_parametrizations, "
+            "torch.nn.utils.remove_weight_norm ...) or write what they do into the module's forward, and convert again."
         )
 
 

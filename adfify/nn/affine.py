@@ -7,6 +7,7 @@ For y = W x + b with independent x: E[y] = W E[x] + b, Var[y] = W^2 Var[x], the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,33 +20,39 @@ from adfify.registry import Certain, Uncertain, case, register
 
 SOURCE = "Gast & Roth 2018, section 3.2"
 
+affine = partial(register, family="affine", exact=True, source=SOURCE)
+
 
 def _affine(op: Callable[..., Tensor], x: Moments, weight: Tensor, bias: Tensor | None, *args: Any) -> Moments:
     return Moments(op(x.mean, weight, bias, *args), op(x.variance, weight.square(), None, *args))
 
 
-@register(
-    F.linear, torch._C._nn.linear, family="affine", exact=True, source=SOURCE,
+@affine(
+    F.linear,
+    torch._C._nn.linear,
     cases=[case(Uncertain((3, 5)), Certain((4, 5)), Certain((4,))), case(Uncertain((2, 3, 5)), Certain((4, 5)))],
-)  # fmt: skip
+)
 def linear(input: Moments, weight: Tensor, bias: Tensor | None = None) -> Moments:
     return _affine(F.linear, input, weight, bias)
 
 
-@register(
-    nn.Linear, family="affine", exact=True, source=SOURCE,
-    cases=[case(Uncertain((3, 5)), init={"in_features": 5, "out_features": 4}),
-           case(Uncertain((2, 3, 5)), init={"in_features": 5, "out_features": 4, "bias": False})],
-)  # fmt: skip
+@affine(
+    nn.Linear,
+    cases=[
+        case(Uncertain((3, 5)), init={"in_features": 5, "out_features": 4}),
+        case(Uncertain((2, 3, 5)), init={"in_features": 5, "out_features": 4, "bias": False}),
+    ],
+)
 class Linear(ADFModule, nn.Linear):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return linear(input, self.weight, self.bias)
 
 
-@register(
-    F.conv1d, torch.conv1d, family="affine", exact=True, source=SOURCE,
+@affine(
+    F.conv1d,
+    torch.conv1d,
     cases=[case(Uncertain((2, 4, 9)), Certain((6, 2, 3)), Certain((6,)), stride=2, padding=1, groups=2)],
-)  # fmt: skip
+)
 def conv1d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
@@ -53,11 +60,14 @@ def conv1d(
     return _affine(F.conv1d, input, weight, bias, stride, padding, dilation, groups)
 
 
-@register(
-    F.conv2d, torch.conv2d, family="affine", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 4, 7, 6)), Certain((6, 2, 3, 3)), Certain((6,)), stride=2, padding=1, groups=2),
-           case(Uncertain((2, 4, 7, 6)), Certain((3, 4, 3, 2)), None, 1, "same", 2)],
-)  # fmt: skip
+@affine(
+    F.conv2d,
+    torch.conv2d,
+    cases=[
+        case(Uncertain((2, 4, 7, 6)), Certain((6, 2, 3, 3)), Certain((6,)), stride=2, padding=1, groups=2),
+        case(Uncertain((2, 4, 7, 6)), Certain((3, 4, 3, 2)), None, 1, "same", 2),
+    ],
+)
 def conv2d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
@@ -65,10 +75,11 @@ def conv2d(
     return _affine(F.conv2d, input, weight, bias, stride, padding, dilation, groups)
 
 
-@register(
-    F.conv3d, torch.conv3d, family="affine", exact=True, source=SOURCE,
+@affine(
+    F.conv3d,
+    torch.conv3d,
     cases=[case(Uncertain((2, 2, 4, 5, 4)), Certain((3, 2, 3, 2, 2)), Certain((3,)), stride=(1, 2, 1), padding=1)],
-)  # fmt: skip
+)
 def conv3d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
@@ -88,37 +99,53 @@ class _Convolution(ADFModule):
         return Moments(mean, self._conv_forward(input.variance, self.weight.square(), None))
 
 
-@register(
-    nn.Conv1d, family="affine", exact=True, source=SOURCE,
+@affine(
+    nn.Conv1d,
     cases=[case(Uncertain((2, 4, 9)), init={"in_channels": 4, "out_channels": 6, "kernel_size": 3, "groups": 2})],
-)  # fmt: skip
+)
 class Conv1d(_Convolution, nn.Conv1d):
     pass
 
 
-@register(
-    nn.Conv2d, family="affine", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 4, 7, 6)), init={"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1,
-                                               "stride": 2, "groups": 2}),
-           case(Uncertain((1, 2, 6, 6)), init={"in_channels": 2, "out_channels": 3, "kernel_size": (3, 1),
-                                               "padding": "same", "dilation": 2, "bias": False})],
-)  # fmt: skip
+@affine(
+    nn.Conv2d,
+    cases=[
+        case(
+            Uncertain((2, 4, 7, 6)),
+            init={"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1, "stride": 2, "groups": 2},
+        ),
+        case(
+            Uncertain((1, 2, 6, 6)),
+            init={
+                "in_channels": 2,
+                "out_channels": 3,
+                "kernel_size": (3, 1),
+                "padding": "same",
+                "dilation": 2,
+                "bias": False,
+            },
+        ),
+    ],
+)
 class Conv2d(_Convolution, nn.Conv2d):
     pass
 
 
-@register(
-    nn.Conv3d, family="affine", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 2, 4, 5, 4)), init={"in_channels": 2, "out_channels": 3, "kernel_size": 3, "padding": 1})],
-)  # fmt: skip
+@affine(
+    nn.Conv3d,
+    cases=[
+        case(Uncertain((2, 2, 4, 5, 4)), init={"in_channels": 2, "out_channels": 3, "kernel_size": 3, "padding": 1})
+    ],
+)
 class Conv3d(_Convolution, nn.Conv3d):
     pass
 
 
-@register(
-    F.conv_transpose1d, torch.conv_transpose1d, family="affine", exact=True, source=SOURCE,
+@affine(
+    F.conv_transpose1d,
+    torch.conv_transpose1d,
     cases=[case(Uncertain((2, 4, 5)), Certain((4, 3, 3)), Certain((3,)), stride=2, padding=1, output_padding=1)],
-)  # fmt: skip
+)
 def conv_transpose1d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
@@ -126,10 +153,11 @@ def conv_transpose1d(
     return _affine(F.conv_transpose1d, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
-@register(
-    F.conv_transpose2d, torch.conv_transpose2d, family="affine", exact=True, source=SOURCE,
+@affine(
+    F.conv_transpose2d,
+    torch.conv_transpose2d,
     cases=[case(Uncertain((2, 4, 4, 3)), Certain((4, 3, 3, 2)), Certain((6,)), stride=2, padding=1, groups=2)],
-)  # fmt: skip
+)
 def conv_transpose2d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
@@ -137,10 +165,11 @@ def conv_transpose2d(
     return _affine(F.conv_transpose2d, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
-@register(
-    F.conv_transpose3d, torch.conv_transpose3d, family="affine", exact=True, source=SOURCE,
+@affine(
+    F.conv_transpose3d,
+    torch.conv_transpose3d,
     cases=[case(Uncertain((1, 2, 3, 3, 2)), Certain((2, 3, 2, 2, 2)), Certain((3,)), stride=2)],
-)  # fmt: skip
+)
 def conv_transpose3d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
@@ -159,31 +188,41 @@ class _TransposedConvolution(ADFModule):
             input.mean, output_size, self.stride, self.padding, self.kernel_size, self.dimensions, self.dilation
         )
         functional = type(self).functional
-        return functional(
-            input, self.weight, self.bias, self.stride, self.padding, padding, self.groups, self.dilation
-        )
+        return functional(input, self.weight, self.bias, self.stride, self.padding, padding, self.groups, self.dilation)
 
 
-@register(
-    nn.ConvTranspose1d, family="affine", exact=True, source=SOURCE,
+@affine(
+    nn.ConvTranspose1d,
     cases=[case(Uncertain((2, 4, 5)), init={"in_channels": 4, "out_channels": 3, "kernel_size": 3, "stride": 2})],
-)  # fmt: skip
+)
 class ConvTranspose1d(_TransposedConvolution, nn.ConvTranspose1d):
     functional, dimensions = staticmethod(conv_transpose1d), 1
 
 
-@register(
-    nn.ConvTranspose2d, family="affine", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 4, 4, 3)), init={"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2,
-                                               "padding": 1, "output_padding": 1, "groups": 2})],
-)  # fmt: skip
+@affine(
+    nn.ConvTranspose2d,
+    cases=[
+        case(
+            Uncertain((2, 4, 4, 3)),
+            init={
+                "in_channels": 4,
+                "out_channels": 6,
+                "kernel_size": 3,
+                "stride": 2,
+                "padding": 1,
+                "output_padding": 1,
+                "groups": 2,
+            },
+        )
+    ],
+)
 class ConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):
     functional, dimensions = staticmethod(conv_transpose2d), 2
 
 
-@register(
-    nn.ConvTranspose3d, family="affine", exact=True, source=SOURCE,
+@affine(
+    nn.ConvTranspose3d,
     cases=[case(Uncertain((1, 2, 3, 3, 2)), init={"in_channels": 2, "out_channels": 3, "kernel_size": 2, "stride": 2})],
-)  # fmt: skip
+)
 class ConvTranspose3d(_TransposedConvolution, nn.ConvTranspose3d):
     functional, dimensions = staticmethod(conv_transpose3d), 3

@@ -30,7 +30,8 @@ OFF_SOURCE = "the identity: dropout is off"
 SAMPLED_SOURCE = "Gal & Ghahramani 2016, section 3: Monte Carlo dropout"
 ANALYTIC_SOURCE = "product of independent factors, Goodman 1960, equation 2; mask variance p / (1 - p)"
 
-# SELU's value at minus infinity, to which alpha dropout sets what it drops (Klambauer et al. 2017, section "new dropout").
+# SELU's value at minus infinity, to which alpha dropout sets what it drops (Klambauer et al.
+# 2017, section "new dropout").
 ALPHA = -1.7580993408473766
 
 
@@ -200,23 +201,23 @@ class SampledDropout3d(_SampledChannels, nn.Dropout3d):
 
 @SAMPLED.register(nn.AlphaDropout, family="dropout", source=SAMPLED_SOURCE)
 class SampledAlphaDropout(ADFModule, nn.AlphaDropout):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return _sampled_alpha(input, self.p, None)
 
 
 @SAMPLED.register(nn.FeatureAlphaDropout, family="dropout", source=SAMPLED_SOURCE)
 class SampledFeatureAlphaDropout(ADFModule, nn.FeatureAlphaDropout):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return _sampled_alpha(input, self.p, 2)
 
 
 @ANALYTIC.register(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, family="dropout", source=ANALYTIC_SOURCE)
 class AnalyticDropout(ADFModule, nn.Dropout):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return analytic(input, self.p)
 
 
 @ANALYTIC.register(nn.AlphaDropout, nn.FeatureAlphaDropout, family="dropout", source=ANALYTIC_SOURCE)
 class AnalyticAlphaDropout(ADFModule, nn.AlphaDropout):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return analytic_alpha_dropout(input, self.p)

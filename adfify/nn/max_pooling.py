@@ -6,16 +6,16 @@ Neighbours are taken as independent and each maximum as Gaussian, so this is app
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _ntuple
 
 from adfify import gaussian
 from adfify.moments import Moments
-from adfify.nn.module import ADFModule
+from adfify.nn.module import ADFModule, per_dimension
 from adfify.registry import Uncertain, case, register
 
 SOURCE = "Clark 1961, equations 2-3, pairwise in a balanced tree"
@@ -23,6 +23,8 @@ SOURCE = "Clark 1961, equations 2-3, pairwise in a balanced tree"
 # What Clark's formulas are off by, in units of the true std, over windows of up to 3 x 3 independent elements
 # (measured against Monte Carlo by the tests, which hold every rule to its tolerance).
 TOLERANCE = 0.05
+
+maximum = partial(register, family="pooling", source=SOURCE, tolerance=TOLERANCE)
 
 
 def lowest(mean: Tensor) -> float:
@@ -43,14 +45,16 @@ def maximum_of(values: Sequence[Moments]) -> Moments:
 def _max_pool(
     dims: int, x: Moments, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
 ) -> Moments:
-    kernel, padding, dilation = (_ntuple(dims)(value) for value in (kernel_size, padding, dilation))
-    stride = kernel if stride in (None, [], ()) else _ntuple(dims)(stride)
+    kernel, padding, dilation = (per_dimension(value, dims) for value in (kernel_size, padding, dilation))
+    stride = kernel if stride in (None, [], ()) else per_dimension(stride, dims)
     for axis in range(dims):
         x = _max_along(x, axis - dims, kernel[axis], stride[axis], padding[axis], dilation[axis], ceil_mode)
     return x
 
 
-def _max_along(x: Moments, axis: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> Moments:
+def _max_along(
+    x: Moments, axis: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
+) -> Moments:
     """Maxima of windows along one axis: the window's elements are strided slices of the padded input."""
     length, reach = x.mean.shape[axis], dilation * (kernel - 1) + 1
     count = (length + 2 * padding - reach + (stride - 1 if ceil_mode else 0)) // stride + 1
@@ -61,36 +65,38 @@ def _max_along(x: Moments, axis: int, kernel: int, stride: int, padding: int, di
     mean, variance = F.pad(x.mean, pad, value=lowest(x.mean)), F.pad(x.variance, pad)
     slices = []
     for offset in range(0, reach, dilation):
-        index = (..., slice(offset, offset + (count - 1) * stride + 1, stride), *[slice(None)] * (-axis - 1))
+        index: Any = (..., slice(offset, offset + (count - 1) * stride + 1, stride), *[slice(None)] * (-axis - 1))
         slices.append(Moments(mean[index], variance[index]))
     return maximum_of(slices)
 
 
-@register(
-    F.max_pool1d, torch.max_pool1d, family="pooling", source=SOURCE, tolerance=TOLERANCE,
+@maximum(
+    F.max_pool1d,
+    torch.max_pool1d,
     cases=[case(Uncertain((2, 3, 8)), 2), case(Uncertain((2, 3, 7)), 3, 2, 1, ceil_mode=True)],
-)  # fmt: skip
+)
 def max_pool1d(
     input: Moments, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Moments:
     return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@register(
-    F.max_pool2d, torch.max_pool2d, family="pooling", source=SOURCE, tolerance=TOLERANCE,
-    cases=[case(Uncertain((2, 3, 6, 6)), 2), case(Uncertain((2, 3, 7, 6)), 3, 2, 1),
-           case(Uncertain((1, 2, 8, 7)), 2, 2, 0, 2, True)],
-)  # fmt: skip
+@maximum(
+    F.max_pool2d,
+    torch.max_pool2d,
+    cases=[
+        case(Uncertain((2, 3, 6, 6)), 2),
+        case(Uncertain((2, 3, 7, 6)), 3, 2, 1),
+        case(Uncertain((1, 2, 8, 7)), 2, 2, 0, 2, True),
+    ],
+)
 def max_pool2d(
     input: Moments, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Moments:
     return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@register(
-    F.max_pool3d, torch.max_pool3d, family="pooling", source=SOURCE, tolerance=TOLERANCE,
-    cases=[case(Uncertain((1, 2, 4, 5, 4)), 2)],
-)  # fmt: skip
+@maximum(F.max_pool3d, torch.max_pool3d, cases=[case(Uncertain((1, 2, 4, 5, 4)), 2)])
 def max_pool3d(
     input: Moments, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Moments:
@@ -104,30 +110,32 @@ class _MaxPool(ADFModule):
 
     def forward(self, input: Moments) -> Moments:
         return _max_pool(
-            self.dimensions, input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode  # type: ignore[arg-type]
+            self.dimensions,
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,  # type: ignore[arg-type]
         )
 
 
-@register(
-    nn.MaxPool1d, family="pooling", source=SOURCE, tolerance=TOLERANCE,
-    cases=[case(Uncertain((2, 3, 8)), init={"kernel_size": 3, "stride": 2})],
-)  # fmt: skip
+@maximum(nn.MaxPool1d, cases=[case(Uncertain((2, 3, 8)), init={"kernel_size": 3, "stride": 2})])
 class MaxPool1d(_MaxPool, nn.MaxPool1d):
     dimensions = 1
 
 
-@register(
-    nn.MaxPool2d, family="pooling", source=SOURCE, tolerance=TOLERANCE,
-    cases=[case(Uncertain((2, 3, 7, 6)), init={"kernel_size": 3, "stride": 2, "padding": 1}),
-           case(Uncertain((2, 3, 7, 6)), init={"kernel_size": 3, "stride": 2, "ceil_mode": True})],
-)  # fmt: skip
+@maximum(
+    nn.MaxPool2d,
+    cases=[
+        case(Uncertain((2, 3, 7, 6)), init={"kernel_size": 3, "stride": 2, "padding": 1}),
+        case(Uncertain((2, 3, 7, 6)), init={"kernel_size": 3, "stride": 2, "ceil_mode": True}),
+    ],
+)
 class MaxPool2d(_MaxPool, nn.MaxPool2d):
     dimensions = 2
 
 
-@register(
-    nn.MaxPool3d, family="pooling", source=SOURCE, tolerance=TOLERANCE,
-    cases=[case(Uncertain((1, 2, 4, 5, 4)), init={"kernel_size": 2})],
-)  # fmt: skip
+@maximum(nn.MaxPool3d, cases=[case(Uncertain((1, 2, 4, 5, 4)), init={"kernel_size": 2})])
 class MaxPool3d(_MaxPool, nn.MaxPool3d):
     dimensions = 3

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn.modules import utils
 
 from adfify.errors import InputError
 from adfify.moments import Moments
@@ -68,3 +69,9 @@ def _single_input(module: nn.Module, args: tuple[Any, ...]) -> Any:
         f"{type(module).__name__} got {given}; give Moments(mean, variance), or mean and variance as two tensors "
         "of the same shape."
     )
+
+
+def per_dimension(value: Any, dimensions: int) -> tuple[Any, ...]:
+    """A kernel size, stride, padding or dilation as torch takes them: one number for all dimensions, or one each."""
+    sizes: tuple[Any, ...] = tuple(utils._ntuple(dimensions)(value))  # type: ignore[no-untyped-call]
+    return sizes

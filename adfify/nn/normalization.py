@@ -6,24 +6,31 @@ multiplied by weight^2 / (running_var + eps). The published code multiplies by w
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adfify.errors import InputError
 from adfify.moments import Moments
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
 
 SOURCE = "affine map with stored statistics; batch statistics by the law of total variance"
 
+normalization = partial(register, family="normalization", exact=True, source=SOURCE)
 
-@register(
-    F.batch_norm, torch.batch_norm, family="normalization", exact=True, source=SOURCE,
-    cases=[case(Uncertain((3, 4, 5)), Certain((4,)), Certain((4,), positive=True), Certain((4,)), Certain((4,))),
-           case(Uncertain((3, 4)), Certain((4,)), Certain((4,), positive=True), eps=1e-3)],
-)  # fmt: skip
+
+@normalization(
+    F.batch_norm,
+    torch.batch_norm,
+    cases=[
+        case(Uncertain((3, 4, 5)), Certain((4,)), Certain((4), positive=True), Certain((4,)), Certain((4,))),
+        case(Uncertain((3, 4)), Certain((4,)), Certain((4), positive=True), eps=1e-3),
+    ],
+)
 def batch_norm(
     input: Moments, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
@@ -36,7 +43,8 @@ def batch_norm(
     averages over a whole batch.
     """
     if not training:
-        assert running_mean is not None and running_var is not None
+        if running_mean is None or running_var is None:
+            raise InputError("batch_norm(training=False) needs running_mean and running_var, and one of them is None.")
         mean = F.batch_norm(input.mean, running_mean, running_var, weight, bias, False, 0.0, eps)
         return Moments(mean, input.variance * _gain(running_var, weight, eps, input.mean.dim()))
     batch_mean, batch_var = _batch_statistics(input)
@@ -90,26 +98,25 @@ class _BatchNorm(ADFModule):
         return 0.0 if self.momentum is None else float(self.momentum)  # type: ignore[arg-type]
 
 
-@register(
-    nn.BatchNorm1d, family="normalization", exact=True, source=SOURCE,
+@normalization(
+    nn.BatchNorm1d,
     cases=[case(Uncertain((3, 4)), init={"num_features": 4}), case(Uncertain((3, 4, 5)), init={"num_features": 4})],
-)  # fmt: skip
+)
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     pass
 
 
-@register(
-    nn.BatchNorm2d, family="normalization", exact=True, source=SOURCE,
-    cases=[case(Uncertain((3, 4, 3, 2)), init={"num_features": 4}),
-           case(Uncertain((3, 4, 3, 2)), init={"num_features": 4, "affine": False, "eps": 1e-2})],
-)  # fmt: skip
+@normalization(
+    nn.BatchNorm2d,
+    cases=[
+        case(Uncertain((3, 4, 3, 2)), init={"num_features": 4}),
+        case(Uncertain((3, 4, 3, 2)), init={"num_features": 4, "affine": False, "eps": 1e-2}),
+    ],
+)
 class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     pass
 
 
-@register(
-    nn.BatchNorm3d, family="normalization", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 4, 2, 3, 2)), init={"num_features": 4})],
-)  # fmt: skip
+@normalization(nn.BatchNorm3d, cases=[case(Uncertain((2, 4, 2, 3, 2)), init={"num_features": 4})])
 class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     pass

@@ -7,34 +7,34 @@ Clark's formulas, in a balanced tree along each axis.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _ntuple
 
 from adfify.moments import Moments
-from adfify.nn.module import ADFModule
+from adfify.nn.module import ADFModule, per_dimension
 from adfify.registry import Uncertain, case, register
 
 AVERAGE = "linear map: the variance of a mean of independent elements"
 
+average = partial(register, family="pooling", exact=True, source=AVERAGE)
 
-@register(
-    torch.mean, "mean", family="pooling", exact=True, source=AVERAGE,
+
+@average(
+    torch.mean,
+    "mean",
     cases=[case(Uncertain((2, 3, 4)), (1, 2), keepdim=True), case(Uncertain((2, 3, 4)), -1), case(Uncertain((2, 3)))],
-)  # fmt: skip
+)
 def mean(input: Moments, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Moments:
-    average = torch.mean(input.mean, dim, keepdim, dtype=dtype)
+    result = torch.mean(input.mean, dim, keepdim, dtype=dtype)
     variance = torch.mean(input.variance, dim, keepdim, dtype=dtype)
-    return Moments(average, variance * (average.numel() / input.mean.numel()))
+    return Moments(result, variance * (result.numel() / input.mean.numel()))
 
 
-@register(
-    torch.sum, "sum", family="pooling", exact=True, source=AVERAGE,
-    cases=[case(Uncertain((2, 3, 4)), (1, 2), keepdim=True), case(Uncertain((2, 3)))],
-)  # fmt: skip
+@average(torch.sum, "sum", cases=[case(Uncertain((2, 3, 4)), (1, 2), keepdim=True), case(Uncertain((2, 3)))])
 def sum(input: Moments, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Moments:
     total = torch.sum(input.mean, dim, keepdim, dtype=dtype)
     return Moments(total, torch.sum(input.variance, dim, keepdim, dtype=dtype))
@@ -44,8 +44,8 @@ def _avg_pool(
     dims: int, x: Moments, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool,
     divisor: int | None = None,
 ) -> Moments:  # fmt: skip
-    kernel, padding = _ntuple(dims)(kernel_size), _ntuple(dims)(padding)
-    stride = kernel if stride in (None, [], ()) else _ntuple(dims)(stride)
+    kernel, padding = per_dimension(kernel_size, dims), per_dimension(padding, dims)
+    stride = kernel if stride in (None, [], ()) else per_dimension(stride, dims)
     window = (kernel, stride, padding, ceil_mode, count_include_pad)
     if dims == 1:
         average, variance = F.avg_pool1d(x.mean, *window), F.avg_pool1d(x.variance, *window)
@@ -59,7 +59,9 @@ def _avg_pool(
     return Moments(average, variance * _inverse_counts(x.mean, *window))
 
 
-def _inverse_counts(x: Tensor, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool) -> Tensor:
+def _inverse_counts(
+    x: Tensor, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool
+) -> Tensor:
     """One over the divisor that torch uses for each window, where borders make it differ from window to window."""
     size = x.shape[-len(kernel) :]
     ones = x.new_ones((1, 1, *[1] * (2 - len(kernel)), *size))
@@ -70,10 +72,11 @@ def _inverse_counts(x: Tensor, kernel: Any, stride: Any, padding: Any, ceil_mode
     return inverse.reshape(inverse.shape[-len(kernel) :])
 
 
-@register(
-    F.avg_pool1d, torch.avg_pool1d, family="pooling", exact=True, source=AVERAGE,
+@average(
+    F.avg_pool1d,
+    torch.avg_pool1d,
     cases=[case(Uncertain((2, 3, 7)), 3, 2, 1, count_include_pad=False), case(Uncertain((2, 3, 8)), 3, ceil_mode=True)],
-)  # fmt: skip
+)
 def avg_pool1d(
     input: Moments, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
     count_include_pad: bool = True,
@@ -81,12 +84,16 @@ def avg_pool1d(
     return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
-@register(
-    F.avg_pool2d, torch._C._nn.avg_pool2d, family="pooling", exact=True, source=AVERAGE,
-    cases=[case(Uncertain((2, 3, 6, 6)), 2), case(Uncertain((2, 3, 7, 6)), (3, 2), 2, 1, True, False),
-           case(Uncertain((1, 2, 5, 5)), 3, 2, 1, ceil_mode=True),
-           case(Uncertain((1, 2, 5, 5)), 2, divisor_override=3)],
-)  # fmt: skip
+@average(
+    F.avg_pool2d,
+    torch._C._nn.avg_pool2d,
+    cases=[
+        case(Uncertain((2, 3, 6, 6)), 2),
+        case(Uncertain((2, 3, 7, 6)), (3, 2), 2, 1, True, False),
+        case(Uncertain((1, 2, 5, 5)), 3, 2, 1, ceil_mode=True),
+        case(Uncertain((1, 2, 5, 5)), 2, divisor_override=3),
+    ],
+)
 def avg_pool2d(
     input: Moments, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
@@ -94,10 +101,9 @@ def avg_pool2d(
     return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-@register(
-    F.avg_pool3d, torch._C._nn.avg_pool3d, family="pooling", exact=True, source=AVERAGE,
-    cases=[case(Uncertain((1, 2, 4, 5, 4)), 2, 2, 1, count_include_pad=False)],
-)  # fmt: skip
+@average(
+    F.avg_pool3d, torch._C._nn.avg_pool3d, cases=[case(Uncertain((1, 2, 4, 5, 4)), 2, 2, 1, count_include_pad=False)]
+)
 def avg_pool3d(
     input: Moments, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
@@ -105,34 +111,42 @@ def avg_pool3d(
     return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-@register(
-    nn.AvgPool1d, family="pooling", exact=True, source=AVERAGE,
-    cases=[case(Uncertain((2, 3, 7)), init={"kernel_size": 3, "padding": 1})],
-)  # fmt: skip
+@average(nn.AvgPool1d, cases=[case(Uncertain((2, 3, 7)), init={"kernel_size": 3, "padding": 1})])
 class AvgPool1d(ADFModule, nn.AvgPool1d):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return avg_pool1d(input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
 
-@register(
-    nn.AvgPool2d, family="pooling", exact=True, source=AVERAGE,
-    cases=[case(Uncertain((2, 3, 7, 6)), init={"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False})],
-)  # fmt: skip
+@average(
+    nn.AvgPool2d,
+    cases=[
+        case(Uncertain((2, 3, 7, 6)), init={"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False})
+    ],
+)
 class AvgPool2d(ADFModule, nn.AvgPool2d):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return avg_pool2d(
-            input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor_override
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
         )
 
 
-@register(
-    nn.AvgPool3d, family="pooling", exact=True, source=AVERAGE,
-    cases=[case(Uncertain((1, 2, 4, 4, 4)), init={"kernel_size": 2})],
-)  # fmt: skip
+@average(nn.AvgPool3d, cases=[case(Uncertain((1, 2, 4, 4, 4)), init={"kernel_size": 2})])
 class AvgPool3d(ADFModule, nn.AvgPool3d):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return avg_pool3d(
-            input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor_override
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
         )
 
 
@@ -148,52 +162,38 @@ def _adaptive_avg_pool(dims: int, x: Moments, output_size: Any) -> Moments:
     return Moments(average, variance)
 
 
-@register(
-    F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d, family="pooling", exact=True, source=AVERAGE,
-    cases=[case(Uncertain((2, 3, 7)), 3)],
-)  # fmt: skip
+@average(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d, cases=[case(Uncertain((2, 3, 7)), 3)])
 def adaptive_avg_pool1d(input: Moments, output_size: Any) -> Moments:
     return _adaptive_avg_pool(1, input, output_size)
 
 
-@register(
-    F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d, family="pooling", exact=True, source=AVERAGE,
+@average(
+    F.adaptive_avg_pool2d,
+    torch._C._nn.adaptive_avg_pool2d,
     cases=[case(Uncertain((2, 3, 7, 6)), (3, 1)), case(Uncertain((2, 3, 2, 6)), (7, None))],
-)  # fmt: skip
+)
 def adaptive_avg_pool2d(input: Moments, output_size: Any) -> Moments:
     return _adaptive_avg_pool(2, input, output_size)
 
 
-@register(
-    F.adaptive_avg_pool3d, torch._C._nn.adaptive_avg_pool3d, family="pooling", exact=True, source=AVERAGE,
-    cases=[case(Uncertain((1, 2, 4, 5, 3)), 2)],
-)  # fmt: skip
+@average(F.adaptive_avg_pool3d, torch._C._nn.adaptive_avg_pool3d, cases=[case(Uncertain((1, 2, 4, 5, 3)), 2)])
 def adaptive_avg_pool3d(input: Moments, output_size: Any) -> Moments:
     return _adaptive_avg_pool(3, input, output_size)
 
 
-@register(
-    nn.AdaptiveAvgPool1d, family="pooling", exact=True, source=AVERAGE,
-    cases=[case(Uncertain((2, 3, 7)), init={"output_size": 2})],
-)  # fmt: skip
+@average(nn.AdaptiveAvgPool1d, cases=[case(Uncertain((2, 3, 7)), init={"output_size": 2})])
 class AdaptiveAvgPool1d(ADFModule, nn.AdaptiveAvgPool1d):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return adaptive_avg_pool1d(input, self.output_size)
 
 
-@register(
-    nn.AdaptiveAvgPool2d, family="pooling", exact=True, source=AVERAGE,
-    cases=[case(Uncertain((2, 3, 5, 6)), init={"output_size": (2, 1)})],
-)  # fmt: skip
+@average(nn.AdaptiveAvgPool2d, cases=[case(Uncertain((2, 3, 5, 6)), init={"output_size": (2, 1)})])
 class AdaptiveAvgPool2d(ADFModule, nn.AdaptiveAvgPool2d):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return adaptive_avg_pool2d(input, self.output_size)
 
 
-@register(
-    nn.AdaptiveAvgPool3d, family="pooling", exact=True, source=AVERAGE,
-    cases=[case(Uncertain((1, 2, 4, 5, 3)), init={"output_size": 2})],
-)  # fmt: skip
+@average(nn.AdaptiveAvgPool3d, cases=[case(Uncertain((1, 2, 4, 5, 3)), init={"output_size": 2})])
 class AdaptiveAvgPool3d(ADFModule, nn.AdaptiveAvgPool3d):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return adaptive_avg_pool3d(input, self.output_size)

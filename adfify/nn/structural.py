@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
 
 SOURCE = "moves elements"
+
+structural = partial(register, family="structural", exact=True, source=SOURCE)
 
 
 def both(op: Callable[..., Tensor], x: Moments, *args: Any, **kwargs: Any) -> Moments:
@@ -36,158 +39,136 @@ def lift(x: Moments | Tensor) -> Moments:
     return x if isinstance(x, Moments) else Moments(x, torch.zeros_like(x))
 
 
-@register(
-    torch.flatten, "flatten", family="structural", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 3, 4)), 1), case(Uncertain((2, 3, 4)), start_dim=0, end_dim=1)],
-)  # fmt: skip
+@structural(
+    torch.flatten, "flatten", cases=[case(Uncertain((2, 3, 4)), 1), case(Uncertain((2, 3, 4)), start_dim=0, end_dim=1)]
+)
 def flatten(input: Moments, start_dim: int = 0, end_dim: int = -1) -> Moments:
     return both(torch.flatten, input, start_dim, end_dim)
 
 
-@register(nn.Flatten, family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 3, 4)))])
+@structural(nn.Flatten, cases=[case(Uncertain((2, 3, 4)))])
 class Flatten(ADFModule, nn.Flatten):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return flatten(input, self.start_dim, self.end_dim)
 
 
-@register(
-    nn.Unflatten, family="structural", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 12)), init={"dim": 1, "unflattened_size": (3, 4)})],
-)  # fmt: skip
+@structural(nn.Unflatten, cases=[case(Uncertain((2, 12)), init={"dim": 1, "unflattened_size": (3, 4)})])
 class Unflatten(ADFModule, nn.Unflatten):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return unflatten(input, self.dim, self.unflattened_size)
 
 
-@register(
-    torch.unflatten, "unflatten", family="structural", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 12)), 1, (3, 4))],
-)  # fmt: skip
+@structural(torch.unflatten, "unflatten", cases=[case(Uncertain((2, 12)), 1, (3, 4))])
 def unflatten(input: Moments, dim: Any, sizes: Any) -> Moments:
     return both(torch.unflatten, input, dim, sizes)
 
 
-@register(
-    "view", family="structural", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 6)), 3, 4), case(Uncertain((2, 6)), (-1, 3))],
-)  # fmt: skip
+@structural("view", cases=[case(Uncertain((2, 6)), 3, 4), case(Uncertain((2, 6)), (-1, 3))])
 def view(input: Moments, *shape: Any) -> Moments:
     return both(Tensor.view, input, *shape)
 
 
-@register("view_as", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 6)), Certain((3, 4)))])
+@structural("view_as", cases=[case(Uncertain((2, 6)), Certain((3, 4)))])
 def view_as(input: Moments, other: Moments | Tensor) -> Moments:
     return both(Tensor.view, input, other.shape)
 
 
-@register(
-    torch.reshape, "reshape", family="structural", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 6)), (3, 4)), case(Uncertain((2, 6)), (-1,))],
-)  # fmt: skip
+@structural(torch.reshape, "reshape", cases=[case(Uncertain((2, 6)), (3, 4)), case(Uncertain((2, 6)), (-1,))])
 def reshape(input: Moments, *shape: Any) -> Moments:
     return both(Tensor.reshape, input, *shape)
 
 
-@register(
-    "reshape_as", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 6)), Certain((3, 4)))]
-)
+@structural("reshape_as", cases=[case(Uncertain((2, 6)), Certain((3, 4)))])
 def reshape_as(input: Moments, other: Moments | Tensor) -> Moments:
     return both(Tensor.reshape, input, other.shape)
 
 
-@register(
-    torch.permute, "permute", family="structural", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 3, 4)), (0, 2, 1))],
-)  # fmt: skip
+@structural(torch.permute, "permute", cases=[case(Uncertain((2, 3, 4)), (0, 2, 1))])
 def permute(input: Moments, *dims: Any) -> Moments:
     return both(Tensor.permute, input, *dims)
 
 
-@register(
-    torch.transpose, torch.swapaxes, torch.swapdims, "transpose", "swapaxes", "swapdims",
-    family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 3, 4)), 1, 2)],
-)  # fmt: skip
+@structural(
+    torch.transpose,
+    torch.swapaxes,
+    torch.swapdims,
+    "transpose",
+    "swapaxes",
+    "swapdims",
+    cases=[case(Uncertain((2, 3, 4)), 1, 2)],
+)
 def transpose(input: Moments, dim0: int, dim1: int) -> Moments:
     return both(torch.transpose, input, dim0, dim1)
 
 
-@register(torch.t, "t", ".T", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 3)))])
+@structural(torch.t, "t", ".T", cases=[case(Uncertain((2, 3)))])
 def t(input: Moments) -> Moments:
     return both(torch.t, input)
 
 
-@register(".mT", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 3, 4)))])
+@structural(".mT", cases=[case(Uncertain((2, 3, 4)))])
 def matrix_transpose(input: Moments) -> Moments:
     return both(torch.transpose, input, -2, -1)
 
 
-@register(
-    torch.squeeze, "squeeze", family="structural", exact=True, source=SOURCE,
-    cases=[case(Uncertain((2, 1, 4)), 1), case(Uncertain((2, 1, 4)))],
-)  # fmt: skip
+@structural(torch.squeeze, "squeeze", cases=[case(Uncertain((2, 1, 4)), 1), case(Uncertain((2, 1, 4)))])
 def squeeze(input: Moments, *dim: Any) -> Moments:
     return both(torch.squeeze, input, *dim)
 
 
-@register(
-    torch.unsqueeze, "unsqueeze", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 3)), 1)]
-)
+@structural(torch.unsqueeze, "unsqueeze", cases=[case(Uncertain((2, 3)), 1)])
 def unsqueeze(input: Moments, dim: int) -> Moments:
     return both(torch.unsqueeze, input, dim)
 
 
-@register("expand", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 1)), 2, 3)])
+@structural("expand", cases=[case(Uncertain((2, 1)), 2, 3)])
 def expand(input: Moments, *size: Any) -> Moments:
     return both(Tensor.expand, input, *size)
 
 
-@register(
-    "expand_as", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 1)), Certain((2, 3)))]
-)
+@structural("expand_as", cases=[case(Uncertain((2, 1)), Certain((2, 3)))])
 def expand_as(input: Moments, other: Moments | Tensor) -> Moments:
     return both(Tensor.expand, input, other.shape)
 
 
-@register("repeat", family="structural", exact=True, source=SOURCE, alias=False, cases=[case(Uncertain((2, 3)), 2, 1)])
+@structural("repeat", alias=False, cases=[case(Uncertain((2, 3)), 2, 1)])
 def repeat(input: Moments, *sizes: Any) -> Moments:
     return both(Tensor.repeat, input, *sizes)
 
 
-@register("contiguous", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 3)))])
+@structural("contiguous", cases=[case(Uncertain((2, 3)))])
 def contiguous(input: Moments, memory_format: torch.memory_format = torch.contiguous_format) -> Moments:
     return both(Tensor.contiguous, input, memory_format=memory_format)
 
 
-@register(
-    torch.clone, "clone", family="structural", exact=True, source=SOURCE, alias=False, cases=[case(Uncertain((2, 3)))]
-)
+@structural(torch.clone, "clone", alias=False, cases=[case(Uncertain((2, 3)))])
 def clone(input: Moments, *, memory_format: torch.memory_format = torch.preserve_format) -> Moments:
     return both(torch.clone, input, memory_format=memory_format)
 
 
-@register(torch.detach, "detach", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 3)))])
+@structural(torch.detach, "detach", cases=[case(Uncertain((2, 3)))])
 def detach(input: Moments) -> Moments:
     return both(torch.detach, input)
 
 
-@register("to", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 3)), torch.float64)])
+@structural("to", cases=[case(Uncertain((2, 3)), torch.float64)])
 def to(input: Moments, *args: Any, **kwargs: Any) -> Moments:
     return both(Tensor.to, input, *args, **kwargs)
 
 
-@register("type_as", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 3)), Certain((2,)))])
+@structural("type_as", cases=[case(Uncertain((2, 3)), Certain((2,)))])
 def type_as(input: Moments, other: Moments | Tensor) -> Moments:
     return both(Tensor.to, input, other.dtype)
 
 
-@register("float", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 3)))])
+@structural("float", cases=[case(Uncertain((2, 3)))])
 def float_(input: Moments) -> Moments:
     return both(Tensor.float, input)
 
 
-@register(nn.Identity, family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((2, 3)))])
+@structural(nn.Identity, cases=[case(Uncertain((2, 3)))])
 class Identity(ADFModule, nn.Identity):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return input
 
 
@@ -197,126 +178,121 @@ class Sequential(nn.Sequential):
     Everything else is torch's: OrderedDict, index, slice, setting and deleting items, append, ``+``.
     """
 
-    def forward(self, input: Moments | Tensor, variance: Tensor | None = None) -> Any:  # type: ignore[override]
+    def forward(self, input: Moments | Tensor, variance: Tensor | None = None) -> Any:
         value = Moments(input, variance) if isinstance(input, Tensor) and variance is not None else input
-        return super().forward(value)
+        return super().forward(value)  # type: ignore[no-untyped-call]
 
 
-@register(
-    operator.getitem, family="structural", exact=True, source=SOURCE,
-    cases=[case(Uncertain((4, 3)), (slice(None), 1)), case(Uncertain((4, 3)), (Ellipsis, slice(0, 2))),
-           case(Uncertain((4, 3)), [0, 2])],
-)  # fmt: skip
+@structural(
+    operator.getitem,
+    cases=[
+        case(Uncertain((4, 3)), (slice(None), 1)),
+        case(Uncertain((4, 3)), (Ellipsis, slice(0, 2))),
+        case(Uncertain((4, 3)), [0, 2]),
+    ],
+)
 def getitem(x: Moments | Sequence[Any] | dict[Any, Any], index: Any) -> Any:
     return both(operator.getitem, x, index) if isinstance(x, Moments) else x[index]
 
 
-@register(
-    torch.split, torch.functional.split, "split", family="structural", exact=True, source=SOURCE,
+@structural(
+    torch.split,
+    torch.functional.split,
+    "split",
     cases=[case(Uncertain((4, 3)), 2), case(Uncertain((4, 3)), [1, 2], dim=1)],
-)  # fmt: skip
+)
 def split(tensor: Moments, split_size_or_sections: Any, dim: int = 0) -> tuple[Moments, ...]:
     return parts(torch.split, tensor, split_size_or_sections, dim)
 
 
-@register(
-    torch.chunk, "chunk", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((4, 3)), 2, dim=1)]
-)
+@structural(torch.chunk, "chunk", cases=[case(Uncertain((4, 3)), 2, dim=1)])
 def chunk(input: Moments, chunks: int, dim: int = 0) -> tuple[Moments, ...]:
     return parts(torch.chunk, input, chunks, dim)
 
 
-@register(torch.unbind, "unbind", family="structural", exact=True, source=SOURCE, cases=[case(Uncertain((4, 3)), 1)])
+@structural(torch.unbind, "unbind", cases=[case(Uncertain((4, 3)), 1)])
 def unbind(input: Moments, dim: int = 0) -> tuple[Moments, ...]:
     return parts(torch.unbind, input, dim)
 
 
-@register(
-    torch.cat, torch.concat, torch.concatenate, family="structural", exact=True, source=SOURCE, alias=False,
+@structural(
+    torch.cat,
+    torch.concat,
+    torch.concatenate,
+    alias=False,
     cases=[case([Uncertain((2, 3)), Uncertain((2, 4))], 1), case([Uncertain((2, 3)), Certain((1, 3))])],
-)  # fmt: skip
+)
 def cat(tensors: Sequence[Moments | Tensor], dim: int = 0) -> Moments:
     all_random = [lift(x) for x in tensors]
     return Moments(torch.cat([x.mean for x in all_random], dim), torch.cat([x.variance for x in all_random], dim))
 
 
-@register(
-    torch.stack, family="structural", exact=True, source=SOURCE, alias=False,
-    cases=[case([Uncertain((2, 3)), Uncertain((2, 3))], 1)],
-)  # fmt: skip
+@structural(torch.stack, alias=False, cases=[case([Uncertain((2, 3)), Uncertain((2, 3))], 1)])
 def stack(tensors: Sequence[Moments | Tensor], dim: int = 0) -> Moments:
     all_random = [lift(x) for x in tensors]
     return Moments(torch.stack([x.mean for x in all_random], dim), torch.stack([x.variance for x in all_random], dim))
 
 
-@register(
-    F.pad, family="structural", exact=True, source=SOURCE, alias=False,
+@structural(
+    F.pad,
+    alias=False,
     cases=[case(Uncertain((2, 3)), (1, 2), value=3.0), case(Uncertain((2, 3, 4)), (1, 2), mode="reflect")],
-)  # fmt: skip
+)
 def pad(input: Moments, pad: Any, mode: str = "constant", value: float | None = None) -> Moments:
     # A padded constant is certain: its variance is 0 whatever its value.
     return Moments(F.pad(input.mean, pad, mode, value), F.pad(input.variance, pad, mode))
 
 
-@register(
-    torch.roll, "roll", family="structural", exact=True, source=SOURCE, alias=False, cases=[case(Uncertain((4, 3)), 1, 0)]
-)
+@structural(torch.roll, "roll", alias=False, cases=[case(Uncertain((4, 3)), 1, 0)])
 def roll(input: Moments, shifts: Any, dims: Any = ()) -> Moments:
     return both(torch.roll, input, shifts, dims)
 
 
-@register(
-    torch.flip, "flip", family="structural", exact=True, source=SOURCE, alias=False, cases=[case(Uncertain((4, 3)), (0,))]
-)
+@structural(torch.flip, "flip", alias=False, cases=[case(Uncertain((4, 3)), (0,))])
 def flip(input: Moments, *dims: Any) -> Moments:
     return both(torch.flip, input, *dims)
 
 
-@register(
-    F.channel_shuffle, torch.channel_shuffle, family="structural", exact=True, source=SOURCE, alias=False,
-    cases=[case(Uncertain((2, 4, 3, 3)), 2)],
-)  # fmt: skip
+@structural(F.channel_shuffle, torch.channel_shuffle, alias=False, cases=[case(Uncertain((2, 4, 3, 3)), 2)])
 def channel_shuffle(input: Moments, groups: int) -> Moments:
     return both(torch.channel_shuffle, input, groups)
 
 
-@register(
-    nn.ChannelShuffle, family="structural", exact=True, source=SOURCE, alias=False,
-    cases=[case(Uncertain((2, 4, 3, 3)), init={"groups": 2})],
-)  # fmt: skip
+@structural(nn.ChannelShuffle, alias=False, cases=[case(Uncertain((2, 4, 3, 3)), init={"groups": 2})])
 class ChannelShuffle(ADFModule, nn.ChannelShuffle):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return channel_shuffle(input, self.groups)
 
 
 METADATA = "shape, dtype and device are certain"
+metadata = partial(register, family="metadata", exact=True, source=METADATA)
 
 
-@register(".shape", family="metadata", exact=True, source=METADATA, cases=[case(Uncertain((2, 3)))])
+@metadata(".shape", cases=[case(Uncertain((2, 3)))])
 def shape_of(x: Moments) -> torch.Size:
     return x.mean.shape
 
 
-@register(".dtype", family="metadata", exact=True, source=METADATA, cases=[case(Uncertain((2, 3)))])
+@metadata(".dtype", cases=[case(Uncertain((2, 3)))])
 def dtype_of(x: Moments) -> torch.dtype:
     return x.mean.dtype
 
 
-@register(".device", family="metadata", exact=True, source=METADATA, cases=[case(Uncertain((2, 3)))])
+@metadata(".device", cases=[case(Uncertain((2, 3)))])
 def device_of(x: Moments) -> torch.device:
     return x.mean.device
 
 
-@register("dim", "ndimension", ".ndim", family="metadata", exact=True, source=METADATA, cases=[case(Uncertain((2, 3)))])
+@metadata("dim", "ndimension", ".ndim", cases=[case(Uncertain((2, 3)))])
 def dim_of(x: Moments) -> int:
     return x.mean.dim()
 
 
-@register("size", family="metadata", exact=True, source=METADATA, cases=[case(Uncertain((2, 3)), 1)])
+@metadata("size", cases=[case(Uncertain((2, 3)), 1)])
 def size(x: Moments, *dim: Any) -> Any:
     return x.mean.size(*dim)
 
 
-@register("numel", "nelement", torch.numel, family="metadata", exact=True, source=METADATA, cases=[case(Uncertain((2, 3)))])
+@metadata("numel", "nelement", torch.numel, cases=[case(Uncertain((2, 3)))])
 def numel(x: Moments) -> int:
     return x.mean.numel()

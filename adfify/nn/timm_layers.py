@@ -41,8 +41,9 @@ _BATCH_NORM_CASES = [
 class BatchNormAct2d(normalization._BatchNorm, layers.BatchNormAct2d):
     converts_children = True
 
-    def forward(self, x: Moments) -> Moments:  # type: ignore[override]
-        return self.act(self.drop(super().forward(x)))
+    def forward(self, x: Moments) -> Moments:
+        activated: Moments = self.act(self.drop(super().forward(x)))
+        return activated
 
 
 @register(
@@ -87,7 +88,13 @@ class _StandardisedConv2d(ADFModule):
         if self.same_pad:
             x = same_padded(x, list(self.kernel_size), _two(self.stride), _two(self.dilation))  # type: ignore[arg-type]
         return affine.conv2d(
-            x, self.standardised(), self.bias, self.stride, self.padding, self.dilation, self.groups  # type: ignore[arg-type]
+            x,
+            self.standardised(),
+            self.bias,  # type: ignore[arg-type]
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,  # type: ignore[arg-type]
         )
 
 
@@ -119,7 +126,7 @@ class ScaledStdConv2dSame(_StandardisedConv2d, layers.ScaledStdConv2dSame):
     cases=[case(Uncertain((2, 3, 7, 6)), init={"kernel_size": 3, "stride": 2})],
 )  # fmt: skip
 class AvgPool2dSame(ADFModule, TimmAvgPool2dSame):
-    def forward(self, x: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, x: Moments) -> Moments:
         padded = same_padded(x, _two(self.kernel_size), _two(self.stride), [1, 1])
         return pooling.avg_pool2d(
             padded, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
@@ -131,7 +138,7 @@ class AvgPool2dSame(ADFModule, TimmAvgPool2dSame):
     cases=[case(Uncertain((2, 3, 7, 6)), init={"kernel_size": 3, "stride": 2})],
 )  # fmt: skip
 class MaxPool2dSame(ADFModule, TimmMaxPool2dSame):
-    def forward(self, x: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, x: Moments) -> Moments:
         lowest = max_pooling.lowest(x.mean)
         padded = same_padded(x, _two(self.kernel_size), _two(self.stride), _two(self.dilation), lowest)
         return max_pooling.max_pool2d(padded, self.kernel_size, self.stride, (0, 0), self.dilation, self.ceil_mode)

@@ -38,11 +38,11 @@ class StochasticDepth(dropout._Off, ops.StochasticDepth):
 
 @dropout.SAMPLED.register(ops.StochasticDepth, family="dropout", source="Huang et al. 2016")
 class SampledStochasticDepth(ADFModule, ops.StochasticDepth):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return sampled_stochastic_depth(input, self.p, self.mode)
 
 
 @dropout.ANALYTIC.register(ops.StochasticDepth, family="dropout", source=dropout.ANALYTIC_SOURCE)
 class AnalyticStochasticDepth(ADFModule, ops.StochasticDepth):
-    def forward(self, input: Moments) -> Moments:  # type: ignore[override]
+    def forward(self, input: Moments) -> Moments:
         return dropout.analytic(input, self.p)

@@ -1,0 +1,175 @@
+"""Monte Carlo: the reference on the original network, and dropout's own uncertainty by repeated passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from adfify.errors import InputError
+from adfify.moments import Moments, as_moments
+from adfify.network import ADFNetwork
+
+
+@dataclass(frozen=True)
+class MonteCarlo:
+    """What many noisy passes through the original network gave, in the structure of its output.
+
+    Attributes:
+        mean: average of the outputs.
+        variance: their sample variance (divided by draws - 1), squared units of ``mean``.
+        draws: how many noisy passes for each input.
+        mean_error: standard error of ``mean``.
+        std_error: standard error of ``std``, from the fourth central moment of the draws.
+    """
+
+    mean: Any
+    variance: Any
+    draws: int
+    mean_error: Any
+    std_error: Any
+
+    @property
+    def std(self) -> Any:
+        """Sample standard deviation of the outputs."""
+        return pytree.tree_map(torch.sqrt, self.variance)
+
+
+def monte_carlo(
+    model: nn.Module,
+    x: Tensor | Moments,
+    noise_variance: float | Tensor | None = None,
+    draws: int = 1000,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> MonteCarlo:
+    """The moments of a network's outputs under Gaussian input noise, by brute force: the truth ADF is held against.
+
+    Memory does not grow with ``draws``: moments are streamed, and centred on the noiseless output, so that a small
+    variance beside a large mean loses no digits.
+
+    Args:
+        model: the *original* network, not the ADF one; it is run in the mode it is in, without gradients.
+        x: inputs ``[N, ...]``, or Moments with their own variance.
+        noise_variance: variance of the noise, broadcastable to ``x``, in its squared units; not with Moments.
+        draws: noisy passes for each input, at least 2.
+        seed: of a generator of its own: the same answer every time.
+        batch_size: noisy inputs in one pass.
+        progress: called with the number of draws just done.
+
+    Raises:
+        InputError: fewer than 2 draws, no variance or two of them, or outputs that are not floating-point tensors.
+    """
+    mean, std = _noise(x, noise_variance)
+    if draws < 2:
+        raise InputError(f"draws={draws}; a variance needs at least 2.")
+    generator = torch.Generator(mean.device).manual_seed(seed)
+    repeats = max(1, batch_size // len(mean))
+    with torch.no_grad():
+        centre, spec = pytree.tree_flatten(model(mean))
+        for leaf in centre:
+            if not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+                raise InputError(f"the network returned {type(leaf).__name__} among its outputs; it has no moments.")
+        sums = [[torch.zeros_like(leaf, dtype=torch.float64) for _ in range(4)] for leaf in centre]
+        done = 0
+        while done < draws:
+            count = min(repeats, draws - done)
+            noisy = _draw(mean, std, count, generator)
+            for leaf, middle, powers in zip(pytree.tree_leaves(model(noisy)), centre, sums, strict=True):
+                deviation = leaf.unflatten(0, (count, len(mean))).double() - middle.double()
+                for order, power in enumerate(powers, start=1):
+                    power += deviation.pow(order).sum(0)
+            done += count
+            if progress is not None:
+                progress(count)
+    moments = [_finish(middle, powers, draws) for middle, powers in zip(centre, sums, strict=True)]
+    by_part = [pytree.tree_unflatten(list(part), spec) for part in zip(*moments, strict=True)]
+    return MonteCarlo(by_part[0], by_part[1], draws, by_part[2], by_part[3])
+
+
+def _noise(x: Tensor | Moments, noise_variance: float | Tensor | None) -> tuple[Tensor, Tensor]:
+    if isinstance(x, Moments):
+        if noise_variance is not None:
+            raise InputError("x is Moments, which have their own variance; leave noise_variance away.")
+        mean, variance = as_moments(x, 0.0)
+        return mean, variance.sqrt()
+    if noise_variance is None:
+        raise InputError("x is a plain tensor: give noise_variance, or Moments(x, variance).")
+    variance = torch.as_tensor(noise_variance, dtype=x.dtype, device=x.device)
+    mean, variance = as_moments(Moments(x, variance), 0.0)
+    return mean, variance.sqrt()
+
+
+def _draw(mean: Tensor, std: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    noise = torch.randn((count, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
+    return (mean + std * noise).flatten(0, 1)
+
+
+def _finish(centre: Tensor, powers: list[Tensor], draws: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, variance and their standard errors from sums of powers of the deviations from ``centre``."""
+    m1, m2, m3, m4 = (power / draws for power in powers)
+    central2 = (m2 - m1**2).clamp(min=0)
+    central4 = (m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4).clamp(min=0)
+    variance = central2 * draws / (draws - 1)
+    variance_error = ((central4 - central2**2).clamp(min=0) / draws).sqrt()
+    std_error = torch.where(variance > 0, variance_error / (2 * variance.sqrt().clamp(min=1e-300)), 0.0)
+    mean_error = (variance / draws).sqrt()
+    return tuple(part.to(centre.dtype) for part in (centre + m1, variance, mean_error, std_error))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A prediction with its variance in two parts (Loquercio, Segu & Scaramuzza 2020, equation 8).
+
+    Attributes:
+        mean: average of the passes' means.
+        data_variance: average of the passes' variances: from the input noise, units taken as independent.
+        model_variance: variance of the passes' means: from dropout; 0 for a network without sampled dropout.
+    """
+
+    mean: Tensor
+    data_variance: Tensor
+    model_variance: Tensor
+
+    @property
+    def variance(self) -> Tensor:
+        """The total, by the law of total variance: data plus model."""
+        return self.data_variance + self.model_variance
+
+    @property
+    def std(self) -> Tensor:
+        """Square root of the total variance."""
+        return self.variance.sqrt()
+
+
+def predict(adf: ADFNetwork, x: Any, draws: int = 20, *, seed: int = 0) -> Prediction:
+    """Total predictive uncertainty: ADF for the data's part, Monte Carlo dropout for the model's.
+
+    Source: Loquercio, Segu & Scaramuzza, RA-L 2020, algorithm 1.
+
+    Args:
+        adf: a network converted with ``dropout="sampled"``, with one output tensor. With the other policies
+            every pass is the same, and the model's part is 0 (off) or inside the data's (analytic).
+        x: what the network takes, a tensor or Moments.
+        draws: passes, each with masks of its own, at least 2.
+        seed: of the masks: the same answer every time; torch's own random state is left as it was.
+
+    Raises:
+        InputError: fewer than 2 draws, or a network with other than one output.
+    """
+    if draws < 2:
+        raise InputError(f"draws={draws}; a variance needs at least 2.")
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        passes = [adf(x) for _ in range(draws)]
+    if not isinstance(passes[0], Moments):
+        raise InputError(f"predict() takes a network with one output, and this one returns {type(passes[0]).__name__}.")
+    means = torch.stack([moments.mean for moments in passes])
+    variances = torch.stack([moments.variance for moments in passes])
+    return Prediction(means.mean(0), variances.mean(0), means.var(0))
