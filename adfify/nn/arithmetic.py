@@ -103,7 +103,7 @@ def mul(input: Moments | Tensor | float, other: Moments | Tensor | float) -> Mom
     "div_",
     "divide",
     source="a certain divisor scales",
-    cases=[case(Uncertain((3, 4)), Certain((4), positive=True)), case(Uncertain((3, 4)), -2.5)],
+    cases=[case(Uncertain((3, 4)), Certain((4,), positive=True)), case(Uncertain((3, 4)), -2.5)],
 )
 def div(input: Moments, other: Tensor | float) -> Moments:
     return Moments(input.mean / other, input.variance / other**2)

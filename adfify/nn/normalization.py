@@ -27,8 +27,8 @@ normalization = partial(register, family="normalization", exact=True, source=SOU
     F.batch_norm,
     torch.batch_norm,
     cases=[
-        case(Uncertain((3, 4, 5)), Certain((4,)), Certain((4), positive=True), Certain((4,)), Certain((4,))),
-        case(Uncertain((3, 4)), Certain((4,)), Certain((4), positive=True), eps=1e-3),
+        case(Uncertain((3, 4, 5)), Certain((4,)), Certain((4,), positive=True), Certain((4,)), Certain((4,))),
+        case(Uncertain((3, 4)), Certain((4,)), Certain((4,), positive=True), eps=1e-3),
     ],
 )
 def batch_norm(
