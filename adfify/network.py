@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from adfify.errors import AdfifyError, InputError
+from adfify.errors import AdfifyError, InputError, ModelError
 from adfify.moments import Moments
 
 # Note [Its own copy and pickle]
@@ -39,6 +39,7 @@ class ADFNetwork(fx.GraphModule):
     def __init__(
         self, root: nn.Module, graph: fx.Graph, name: str, noise_variance: float, plan: list[dict[str, Any]]
     ) -> None:
+        _refuse_reserved_names(root, name)
         root.noise_variance = noise_variance  # type: ignore[assignment]
         super().__init__(root, graph, f"ADF{name}")
         self._adopt(root)
@@ -87,6 +88,17 @@ _STATE = (
     "plan",
     "_name",
 )
+
+
+def _refuse_reserved_names(root: nn.Module, name: str) -> None:
+    """torch.fx and this class have attributes of their own, which would hide a child of the same name."""
+    children = {**root._parameters, **root._buffers, **root._modules}
+    taken = sorted(child for child in children if hasattr(fx.GraphModule, child) or child in ("noise_variance", "plan"))
+    if taken:
+        raise ModelError(
+            f"{name} has {', '.join(map(repr, taken))} among its parameters, buffers or modules, a name that the "
+            "converted network needs for itself (it is a torch.fx.GraphModule). Rename it in the model."
+        )
 
 
 def _state(network: ADFNetwork) -> dict[str, Any]:
