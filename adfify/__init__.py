@@ -1,6 +1,7 @@
 """Turn a trained PyTorch network into one that carries a mean and a variance through every operation."""
 
-from adfify import nn
+from adfify import models, nn
+from adfify import published as published
 from adfify.conversion import adfify, inspect
 from adfify.errors import UnsupportedOpsError
 from adfify.moments import JointMoments, Moments
@@ -15,6 +16,7 @@ __all__ = [
     "UnsupportedOpsError",
     "adfify",
     "inspect",
+    "models",
     "monte_carlo",
     "nn",
     "predict",

@@ -125,6 +125,8 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
     env: dict[fx.Node, fx.Node] = {}
     for step in plan.steps:
         new = env[step.node] = _emit(graph, step, env)
+        if step.rule is not None and step.action == "convert" and _asks_for_min_variance(step.rule):
+            new.kwargs = {**new.kwargs, "min_variance": min_variance}
         if step.action == "input":
             noise = graph.create_node("get_attr", "noise_variance", name="noise_variance")
             env[step.node] = graph.create_node(
@@ -148,6 +150,12 @@ def _emit(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node]) -> fx.Node:
     return new
 
 
+def _asks_for_min_variance(rule: Rule) -> bool:
+    """Whether a rule takes ``min_variance`` itself, because it keeps a variance between two of its own steps."""
+    call = rule.apply.forward if isinstance(rule.apply, type) else rule.apply  # type: ignore[attr-defined]
+    return "min_variance" in inspect.signature(call).parameters
+
+
 def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx.Node]) -> Step:
     if node.op == "placeholder":
         certain = str(node.target) in traced.certain_inputs
@@ -165,11 +173,12 @@ def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx
     rule = rules.find(target)
     if rule is None:
         return Step(node, "missing", op, None, (_missing(node, op, "there is no rule for it"),))
-    misfit = _misfit(node, rule, uncertain)
+    module = traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    misfit = _misfit(node, rule, module, uncertain)
     if misfit:
         return Step(node, "missing", op, rule, (_missing(node, op, misfit),))
-    if node.op == "call_module":
-        children = tuple(_missing_children(node, traced.root.get_submodule(str(node.target)), rule, rules))
+    if module is not None:
+        children = tuple(_missing_children(node, module, rule, rules))
         if children:
             return Step(node, "missing", op, rule, children)
     return Step(node, "convert", op, rule)
@@ -206,7 +215,7 @@ def _missing_children(node: fx.Node, module: nn.Module, rule: Rule, rules: Rules
             yield from _missing_children(node, child, found, rules)
 
 
-def _misfit(node: fx.Node, rule: Rule, uncertain: set[fx.Node]) -> str:
+def _misfit(node: fx.Node, rule: Rule, module: nn.Module | None, uncertain: set[fx.Node]) -> str:
     """Why a rule can't take the arguments of this node, or ``""``."""
     if isinstance(rule.apply, type):
         signature = inspect.signature(rule.apply.forward)  # type: ignore[attr-defined]
@@ -217,14 +226,21 @@ def _misfit(node: fx.Node, rule: Rule, uncertain: set[fx.Node]) -> str:
         bound = signature.bind(*args, **node.kwargs)
     except TypeError as error:
         return f"the rule {rule.name}{signature} does not take these arguments: {error}"
+    for name, allowed in rule.only.items():
+        given = bound.arguments.get(name, getattr(module, name, allowed))
+        if given != allowed:
+            return f"there is a rule only for {name}={allowed!r}, and it is {given!r} here"
     for name, value in bound.arguments.items():
-        kind = signature.parameters[name].annotation
-        takes = kind is inspect.Parameter.empty or "Moments" in str(kind) or str(kind) in ("Any", "typing.Any")
-        if not takes and any(used in uncertain for used in _nodes_in(value)):
+        kind = str(signature.parameters[name].annotation)
+        random = any(used in uncertain for used in _nodes_in(value))
+        if random and "Moments" not in kind and kind not in _ANY:
             return f"its argument '{name}' is uncertain here, and the rule {rule.name} takes it only as certain"
-        if str(kind) == "Moments" and not any(used in uncertain for used in _nodes_in(value)):
+        if not random and kind == "Moments":
             return f"its argument '{name}' is certain here, and the rule {rule.name} takes it only as uncertain"
     return ""
+
+
+_ANY = ("Any", "typing.Any", str(inspect.Parameter.empty))
 
 
 def _nodes_in(value: Any) -> Sequence[fx.Node]:

@@ -88,6 +88,7 @@ class Rule:
         tolerance: for a rule that is not exact, the error of mean and std that it may have against Monte
             Carlo, in units of the true std.
         alias: whether the result may share memory with the input (a view), which matters for in-place use.
+        only: for some arguments, or attributes of the module, the one value that the rule can take.
         cases: calls of the original, from which the tests are made.
     """
 
@@ -98,6 +99,7 @@ class Rule:
     source: str
     tolerance: float
     alias: bool
+    only: Mapping[str, Any]
     cases: tuple[Case, ...]
 
     @property
@@ -137,6 +139,7 @@ class Rules:
         source: str = "",
         tolerance: float = 0.0,
         alias: bool | None = None,
+        only: Mapping[str, Any] | None = None,
         cases: Sequence[Case] = (),
     ) -> Callable[[Decorated], Decorated]:
         """Decorate the function, or module class, that propagates Moments through ``targets``.
@@ -149,6 +152,7 @@ class Rules:
             source: paper and equation.
             tolerance: see :class:`Rule`.
             alias: whether the result may share memory with the input; by default for family structural.
+            only: see :class:`Rule`; an operation called otherwise has no rule.
             cases: calls of the original operation to test with.
 
         Raises:
@@ -157,16 +161,8 @@ class Rules:
         _check_targets(targets, family)
 
         def decorate(apply: Decorated) -> Decorated:
-            rule = Rule(
-                targets,
-                apply,
-                family,
-                exact,
-                source,
-                tolerance,
-                family == "structural" if alias is None else alias,
-                tuple(cases),
-            )
+            may_alias = family == "structural" if alias is None else alias
+            rule = Rule(targets, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases))
             self._rules.update(dict.fromkeys(targets, rule))
             return apply
 

@@ -87,9 +87,21 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, rules: Rules
     concrete = {
         name: value for name, value in zip(names, given, strict=False) if not isinstance(value, (Tensor, Moments))
     }
+    baked = {**defaults, **concrete}
     with _constants_taken_from(root) as constants:
-        graph = _symbolic(root, rules, {**defaults, **concrete})
-    return Traced(root, graph, "torch.fx", constants, frozenset(certain | set(defaults)))
+        graph = _symbolic(root, rules, baked)
+    _drop_baked(graph, [name in baked for name in names])
+    return Traced(root, graph, "torch.fx", constants, frozenset(certain - set(baked)))
+
+
+def _drop_baked(graph: fx.Graph, baked: list[bool]) -> None:
+    """Remove the inputs whose values were traced in, and torch.fx's assertions that they stay so."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, drop in zip(inputs, baked, strict=False):
+        if drop:
+            for user in [other for first in node.users for other in (*first.users, first)]:
+                graph.erase_node(user)
+            graph.erase_node(node)
 
 
 class _Tracer(fx.Tracer):

@@ -103,9 +103,10 @@ def mul(input: Moments | Tensor | float, other: Moments | Tensor | float) -> Mom
     "div_",
     "divide",
     source="a certain divisor scales",
+    only={"rounding_mode": None},
     cases=[case(Uncertain((3, 4)), Certain((4,), positive=True)), case(Uncertain((3, 4)), -2.5)],
 )
-def div(input: Moments, other: Tensor | float) -> Moments:
+def div(input: Moments, other: Tensor | float, *, rounding_mode: str | None = None) -> Moments:
     return Moments(input.mean / other, input.variance / other**2)
 
 

@@ -7,6 +7,7 @@ The policy decides, not the training flag: uncertainty is asked for in eval mode
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -27,8 +28,11 @@ ANALYTIC = Rules(RULES)
 POLICIES: dict[str, Rules | None] = {"off": None, "sampled": SAMPLED, "analytic": ANALYTIC}
 
 OFF_SOURCE = "the identity: dropout is off"
-SAMPLED_SOURCE = "Gal & Ghahramani 2016, section 3: Monte Carlo dropout"
+SAMPLED_SOURCE = "Monte Carlo dropout, Gal & Ghahramani 2016, section 3; stochastic depth, Huang et al. 2016"
 ANALYTIC_SOURCE = "product of independent factors, Goodman 1960, equation 2; mask variance p / (1 - p)"
+
+sampled = partial(SAMPLED.register, family="dropout", exact=True, source=SAMPLED_SOURCE)
+analytical = partial(ANALYTIC.register, family="dropout", exact=True, source=ANALYTIC_SOURCE)
 
 # SELU's value at minus infinity, to which alpha dropout sets what it drops (Klambauer et al.
 # 2017, section "new dropout").
@@ -76,12 +80,12 @@ def dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool
     return input
 
 
-@SAMPLED.register(F.dropout, torch.dropout, family="dropout", source=SAMPLED_SOURCE)
+@sampled(F.dropout, torch.dropout)
 def sampled_dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
     return masked(input, draw_mask(input.mean, p, None))
 
 
-@SAMPLED.register(F.dropout1d, F.dropout2d, F.dropout3d, family="dropout", source=SAMPLED_SOURCE)
+@sampled(F.dropout1d, F.dropout2d, F.dropout3d)
 def sampled_channel_dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
     return masked(input, draw_mask(input.mean, p, 2))
 
@@ -94,12 +98,12 @@ def _sampled_alpha(x: Moments, p: float, shared_from: int | None) -> Moments:
     return Moments((x.mean * keep + ALPHA * (1 - keep)) * scale + shift, x.variance * (keep * scale).square())
 
 
-@SAMPLED.register(F.alpha_dropout, family="dropout", source=SAMPLED_SOURCE)
+@sampled(F.alpha_dropout)
 def sampled_alpha_dropout(input: Moments, p: float = 0.5, training: bool = False, inplace: bool = False) -> Moments:
     return _sampled_alpha(input, p, None)
 
 
-@SAMPLED.register(F.feature_alpha_dropout, family="dropout", source=SAMPLED_SOURCE)
+@sampled(F.feature_alpha_dropout)
 def sampled_feature_alpha_dropout(
     input: Moments, p: float = 0.5, training: bool = False, inplace: bool = False
 ) -> Moments:
@@ -107,14 +111,12 @@ def sampled_feature_alpha_dropout(
 
 
 # The variance of one element is the same whether its mask is its own or its channel's.
-@ANALYTIC.register(
-    F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, family="dropout", source=ANALYTIC_SOURCE
-)
+@analytical(F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 def analytic_dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
     return analytic(input, p)
 
 
-@ANALYTIC.register(F.alpha_dropout, F.feature_alpha_dropout, family="dropout", source=ANALYTIC_SOURCE)
+@analytical(F.alpha_dropout, F.feature_alpha_dropout)
 def analytic_alpha_dropout(input: Moments, p: float = 0.5, training: bool = False, inplace: bool = False) -> Moments:
     """y = a (x b + alpha (1 - b)) + c: Var[y] = a^2 (q v + q p (m - alpha)^2), q = 1 - p (law of total variance)."""
     if p >= 1:
@@ -175,7 +177,7 @@ class _Sampled(ADFModule):
         return masked(input, draw_mask(input.mean, self.p, self.shared_from))
 
 
-@SAMPLED.register(nn.Dropout, family="dropout", source=SAMPLED_SOURCE)
+@sampled(nn.Dropout)
 class SampledDropout(_Sampled, nn.Dropout):
     pass
 
@@ -184,40 +186,40 @@ class _SampledChannels(_Sampled):
     shared_from = 2
 
 
-@SAMPLED.register(nn.Dropout1d, family="dropout", source=SAMPLED_SOURCE)
+@sampled(nn.Dropout1d)
 class SampledDropout1d(_SampledChannels, nn.Dropout1d):
     pass
 
 
-@SAMPLED.register(nn.Dropout2d, family="dropout", source=SAMPLED_SOURCE)
+@sampled(nn.Dropout2d)
 class SampledDropout2d(_SampledChannels, nn.Dropout2d):
     pass
 
 
-@SAMPLED.register(nn.Dropout3d, family="dropout", source=SAMPLED_SOURCE)
+@sampled(nn.Dropout3d)
 class SampledDropout3d(_SampledChannels, nn.Dropout3d):
     pass
 
 
-@SAMPLED.register(nn.AlphaDropout, family="dropout", source=SAMPLED_SOURCE)
+@sampled(nn.AlphaDropout)
 class SampledAlphaDropout(ADFModule, nn.AlphaDropout):
     def forward(self, input: Moments) -> Moments:
         return _sampled_alpha(input, self.p, None)
 
 
-@SAMPLED.register(nn.FeatureAlphaDropout, family="dropout", source=SAMPLED_SOURCE)
+@sampled(nn.FeatureAlphaDropout)
 class SampledFeatureAlphaDropout(ADFModule, nn.FeatureAlphaDropout):
     def forward(self, input: Moments) -> Moments:
         return _sampled_alpha(input, self.p, 2)
 
 
-@ANALYTIC.register(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, family="dropout", source=ANALYTIC_SOURCE)
+@analytical(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 class AnalyticDropout(ADFModule, nn.Dropout):
     def forward(self, input: Moments) -> Moments:
         return analytic(input, self.p)
 
 
-@ANALYTIC.register(nn.AlphaDropout, nn.FeatureAlphaDropout, family="dropout", source=ANALYTIC_SOURCE)
+@analytical(nn.AlphaDropout, nn.FeatureAlphaDropout)
 class AnalyticAlphaDropout(ADFModule, nn.AlphaDropout):
     def forward(self, input: Moments) -> Moments:
         return analytic_alpha_dropout(input, self.p)

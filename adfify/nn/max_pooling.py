@@ -24,7 +24,7 @@ SOURCE = "Clark 1961, equations 2-3, pairwise in a balanced tree"
 # (measured against Monte Carlo by the tests, which hold every rule to its tolerance).
 TOLERANCE = 0.05
 
-maximum = partial(register, family="pooling", source=SOURCE, tolerance=TOLERANCE)
+maximum = partial(register, family="pooling", source=SOURCE, tolerance=TOLERANCE, only={"return_indices": False})
 
 
 def lowest(mean: Tensor) -> float:
@@ -76,7 +76,13 @@ def _max_along(
     cases=[case(Uncertain((2, 3, 8)), 2), case(Uncertain((2, 3, 7)), 3, 2, 1, ceil_mode=True)],
 )
 def max_pool1d(
-    input: Moments, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+    input: Moments,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Moments:
     return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode)
 
@@ -91,14 +97,26 @@ def max_pool1d(
     ],
 )
 def max_pool2d(
-    input: Moments, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+    input: Moments,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Moments:
     return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 @maximum(F.max_pool3d, torch.max_pool3d, cases=[case(Uncertain((1, 2, 4, 5, 4)), 2)])
 def max_pool3d(
-    input: Moments, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+    input: Moments,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Moments:
     return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode)
 

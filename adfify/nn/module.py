@@ -38,7 +38,7 @@ class ADFModule(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.many_inputs:
-            args = (_single_input(self, args), *args[2:])
+            args = _with_moments_first(self, args)
         result = super().__call__(*args, **kwargs)
         if self.keep_variance_fn is not None:
             result = Moments(result.mean, self.keep_variance_fn(result.variance))
@@ -53,12 +53,12 @@ def counterpart(source: nn.Module, target_class: type[nn.Module]) -> nn.Module:
     return target
 
 
-def _single_input(module: nn.Module, args: tuple[Any, ...]) -> Any:
+def _with_moments_first(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     match args:
         case (Moments(), *_):
-            return args[0]
-        case (Tensor() as mean, Tensor() as variance, *_) if mean.shape == variance.shape:
-            return Moments(mean, variance)
+            return args
+        case (Tensor() as mean, Tensor() as variance, *rest) if mean.shape == variance.shape:
+            return (Moments(mean, variance), *rest)
         case (Tensor() as mean, Tensor() as variance, *_):
             given = f"a mean of shape {tuple(mean.shape)} and a variance of shape {tuple(variance.shape)}"
         case (Tensor() as mean,):

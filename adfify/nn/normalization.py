@@ -25,7 +25,6 @@ normalization = partial(register, family="normalization", exact=True, source=SOU
 
 @normalization(
     F.batch_norm,
-    torch.batch_norm,
     cases=[
         case(Uncertain((3, 4, 5)), Certain((4,)), Certain((4,), positive=True), Certain((4,)), Certain((4,))),
         case(Uncertain((3, 4)), Certain((4,)), Certain((4,), positive=True), eps=1e-3),
@@ -53,8 +52,37 @@ def batch_norm(
         with torch.no_grad():
             running_mean.lerp_(batch_mean.to(running_mean.dtype), momentum)
             running_var.lerp_((batch_var * (count / max(count - 1, 1))).to(running_var.dtype), momentum)
-    mean = F.batch_norm(input.mean, batch_mean, batch_var, weight, bias, False, 0.0, eps)
-    return Moments(mean, input.variance * _gain(batch_var, weight, eps, input.mean.dim()))
+    # Written out: torch's own takes no gradient through statistics that are given to it.
+    along = (1, -1, *[1] * (input.mean.dim() - 2))
+    scale = (batch_var + eps).rsqrt() if weight is None else (batch_var + eps).rsqrt() * weight
+    mean = (input.mean - batch_mean.reshape(along)) * scale.reshape(along)
+    if bias is not None:
+        mean = mean + bias.reshape(along)
+    return Moments(mean, input.variance * scale.square().reshape(along))
+
+
+@normalization(
+    torch.batch_norm,
+    cases=[
+        case(
+            Uncertain((3, 4, 5)), Certain((4,)), Certain((4,)), Certain((4,)), Certain((4,), positive=True),
+            False, 0.1, 1e-5, False,
+        )
+    ],
+)  # fmt: skip
+def aten_batch_norm(
+    input: Moments,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Moments:
+    """:func:`batch_norm` with its arguments in the order that torch's C++ has them in."""
+    return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def _batch_statistics(x: Moments) -> tuple[Tensor, Tensor]:

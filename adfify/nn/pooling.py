@@ -170,7 +170,7 @@ def adaptive_avg_pool1d(input: Moments, output_size: Any) -> Moments:
 @average(
     F.adaptive_avg_pool2d,
     torch._C._nn.adaptive_avg_pool2d,
-    cases=[case(Uncertain((2, 3, 7, 6)), (3, 1)), case(Uncertain((2, 3, 2, 6)), (7, None))],
+    cases=[case(Uncertain((2, 3, 7, 6)), (3, 1)), case(Uncertain((2, 3, 2, 6)), (7, 6))],
 )
 def adaptive_avg_pool2d(input: Moments, output_size: Any) -> Moments:
     return _adaptive_avg_pool(2, input, output_size)

@@ -54,13 +54,13 @@ class DropPath(dropout._Off, layers.DropPath):
     pass
 
 
-@dropout.SAMPLED.register(layers.DropPath, family="dropout", source="Huang et al. 2016: one draw for each sample")
+@dropout.sampled(layers.DropPath)
 class SampledDropPath(ADFModule, layers.DropPath):
     def forward(self, x: Moments) -> Moments:
         return dropout.stochastic_depth_draw(x, self.drop_prob, 1, self.scale_by_keep)
 
 
-@dropout.ANALYTIC.register(layers.DropPath, family="dropout", source=dropout.ANALYTIC_SOURCE)
+@dropout.analytical(layers.DropPath)
 class AnalyticDropPath(ADFModule, layers.DropPath):
     def forward(self, x: Moments) -> Moments:
         kept = dropout.analytic(x, self.drop_prob)

@@ -18,12 +18,12 @@ def stochastic_depth(input: Moments, p: float, mode: str, training: bool = True)
     return input
 
 
-@dropout.SAMPLED.register(ops.stochastic_depth, family="dropout", source="Huang et al. 2016")
+@dropout.sampled(ops.stochastic_depth)
 def sampled_stochastic_depth(input: Moments, p: float, mode: str, training: bool = True) -> Moments:
     return dropout.stochastic_depth_draw(input, p, 1 if mode == "row" else 0, True)
 
 
-@dropout.ANALYTIC.register(ops.stochastic_depth, family="dropout", source=dropout.ANALYTIC_SOURCE)
+@dropout.analytical(ops.stochastic_depth)
 def analytic_stochastic_depth(input: Moments, p: float, mode: str, training: bool = True) -> Moments:
     return dropout.analytic(input, p)
 
@@ -36,13 +36,13 @@ class StochasticDepth(dropout._Off, ops.StochasticDepth):
     pass
 
 
-@dropout.SAMPLED.register(ops.StochasticDepth, family="dropout", source="Huang et al. 2016")
+@dropout.sampled(ops.StochasticDepth)
 class SampledStochasticDepth(ADFModule, ops.StochasticDepth):
     def forward(self, input: Moments) -> Moments:
         return sampled_stochastic_depth(input, self.p, self.mode)
 
 
-@dropout.ANALYTIC.register(ops.StochasticDepth, family="dropout", source=dropout.ANALYTIC_SOURCE)
+@dropout.analytical(ops.StochasticDepth)
 class AnalyticStochasticDepth(ADFModule, ops.StochasticDepth):
     def forward(self, input: Moments) -> Moments:
         return dropout.analytic(input, self.p)
