@@ -20,9 +20,10 @@ from adfify.registry import Uncertain, case, register
 
 SOURCE = "Clark 1961, equations 2-3, pairwise in a balanced tree"
 
-# What Clark's formulas are off by, in units of the true std, over windows of up to 3 x 3 independent elements
-# (measured against Monte Carlo by the tests, which hold every rule to its tolerance).
-TOLERANCE = 0.05
+# What Clark's tree is off by where the elements differ in mean and variance, in units of the true std, worst of mean and
+# std against Monte Carlo: 0.3 % for 2 elements, 14 % for 4, 17 % for 9 (25: 35 %, 49: 41 %). A maximum of Gaussians is
+# skewed, and the next pair takes it as Gaussian again.
+TOLERANCE = 0.2
 
 maximum = partial(register, family="pooling", source=SOURCE, tolerance=TOLERANCE, only={"return_indices": False})
 

@@ -20,22 +20,34 @@ softmax_rule = partial(
 )
 
 
-@softmax_rule(
-    F.softmax, torch.softmax, "softmax", cases=[case(Uncertain((4, 5)), 1), case(Uncertain((2, 3, 4)), dim=-2)]
-)
-def softmax(input: Moments, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Moments:
+@softmax_rule(torch.softmax, "softmax", cases=[case(Uncertain((4, 5)), 1), case(Uncertain((2, 3, 4)), dim=-2)])
+def softmax(input: Moments, dim: int, dtype: torch.dtype | None = None) -> Moments:
     x = input if dtype is None else input.to(dtype)
     return Moments(*gaussian.softmax(x.mean, x.variance, dim))
 
 
-@softmax_rule(F.log_softmax, torch.log_softmax, "log_softmax", cases=[case(Uncertain((4, 5)), 1)])
-def log_softmax(input: Moments, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Moments:
+@softmax_rule(F.softmax, cases=[case(Uncertain((4, 5)), 1), case(Uncertain((4, 5)))])
+def functional_softmax(
+    input: Moments, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Moments:
+    return softmax(input, _dimension(dim, input), dtype)
+
+
+@softmax_rule(torch.log_softmax, "log_softmax", cases=[case(Uncertain((4, 5)), 1)])
+def log_softmax(input: Moments, dim: int, dtype: torch.dtype | None = None) -> Moments:
     x = input if dtype is None else input.to(dtype)
     return Moments(*gaussian.log_softmax(x.mean, x.variance, dim))
 
 
+@softmax_rule(F.log_softmax, cases=[case(Uncertain((4, 5)), 1)])
+def functional_log_softmax(
+    input: Moments, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Moments:
+    return log_softmax(input, _dimension(dim, input), dtype)
+
+
 def _dimension(dim: Any, x: Moments) -> int:
-    """The dimension that torch chooses where a module was made without one: 1, or 0 for 0, 1 and 3 dimensions."""
+    """The dimension that torch chooses where none is given: 1, or 0 for 0, 1 and 3 dimensions."""
     return (0 if x.mean.dim() in (0, 1, 3) else 1) if dim is None else int(dim)
 
 
