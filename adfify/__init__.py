@@ -2,6 +2,7 @@
 
 from adfify import models, nn
 from adfify import published as published
+from adfify.checkpoint import load, save
 from adfify.conversion import adfify, inspect
 from adfify.errors import UnsupportedOpsError
 from adfify.moments import JointMoments, Moments
@@ -16,10 +17,12 @@ __all__ = [
     "UnsupportedOpsError",
     "adfify",
     "inspect",
+    "load",
     "models",
     "monte_carlo",
     "nn",
     "predict",
     "register",
+    "save",
     "supported",
 ]

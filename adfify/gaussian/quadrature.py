@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from numpy.polynomial.hermite_e import hermegauss
@@ -15,7 +16,6 @@ from torch import Tensor
 from adfify.gaussian.normal import Pair, in_float32, normal_pdf
 
 Elementwise = Callable[[Tensor], Tensor]
-Nodes = Iterator[tuple[Tensor | float, Tensor | float]]
 
 
 @in_float32
@@ -57,22 +57,30 @@ def _smooth_floor(mean: Tensor) -> Tensor:
     return _RESOLUTION[mean.dtype] * torch.sqrt(1 + mean * mean / 16)
 
 
-def _nodes(mean: Tensor, std: Tensor, breaks: Sequence[float]) -> Nodes:
-    """Nodes z and weights of the standard normal."""
-    if not breaks:
-        yield from _HERMITE
-        return
+@dataclass(frozen=True)
+class _Span:
+    """Where nodes t in (0, 1) go: z = start + length (c t + (1 - c) t^2), c being ``evenness``."""
+
+    start: Tensor
+    length: Tensor
+    evenness: Tensor
+
+    def place(self, t: Tensor | float, weight: Tensor | float) -> tuple[Tensor, Tensor]:
+        """A node in units of s from the mean, and its weight for the standard normal."""
+        z = self.start + self.length * (self.evenness * (t - t * t) + t * t)
+        density = self.length.abs() * (self.evenness * (1 - 2 * t) + 2 * t)
+        return z, weight * density * normal_pdf(z)
+
+
+def _spans(mean: Tensor, std: Tensor, breaks: Sequence[float]) -> Iterator[_Span]:
     points = [((point - mean) / std).clamp(-_HELD, _HELD) for point in breaks]
     first, last = (breaks[0] - mean) / std, (breaks[-1] - mean) / std
     ends = -(2 - first).clamp(_WINDOW, 2 * _WINDOW), (2 + last).clamp(_WINDOW, 2 * _WINDOW)
-    spans = [(points[0], ends[0] - points[0], True), (points[-1], ends[1] - points[-1], True)]
-    spans += [(left, right - left, False) for left, right in itertools.pairwise(points)]
-    linear = 1 / (1 + 0.5 * std)
-    for start, length, crowd in spans:
-        for t, weight in _LEGENDRE:
-            z = start + length * (linear * (t - t * t) + t * t if crowd else t)
-            density = length.abs() * (linear * (1 - 2 * t) + 2 * t if crowd else 1.0)
-            yield z, weight * density * normal_pdf(z)
+    crowded, even = 1 / (1 + 0.5 * std), torch.ones_like(std)
+    yield _Span(points[0], ends[0] - points[0], crowded)
+    yield _Span(points[-1], ends[1] - points[-1], crowded)
+    for left, right in itertools.pairwise(points):
+        yield _Span(left, right - left, even)
 
 
 def _integrate(f: Elementwise, mean: Tensor, variance: Tensor, floor: Tensor, breaks: Sequence[float]) -> Pair:
@@ -81,12 +89,45 @@ def _integrate(f: Elementwise, mean: Tensor, variance: Tensor, floor: Tensor, br
     widened = torch.where(variance > least, variance, least)
     std, share = torch.sqrt(widened), variance / widened
     centre = f(mean)
-    first = second = torch.zeros_like(centre)
-    for z, weight in _nodes(mean, std, breaks):
-        deviation = f(mean + std * z) - centre
-        weighted = weight * deviation
-        first, second = first + weighted, torch.addcmul(second, weighted, deviation)
+    sums = torch.zeros_like(centre), torch.zeros_like(centre)
+    if not breaks:
+        for z, weight in _HERMITE:
+            sums = _added(sums, weight, f(mean + std * z) - centre)
+    for span in _spans(mean, std, breaks) if breaks else ():
+        sums = _span_sums(f, mean, std, centre, span, sums)
+    first, second = sums
     return centre + share * first, share * (second - first * first).clamp(min=0)
+
+
+def _added(sums: Pair, weight: Tensor | float, deviation: Tensor) -> Pair:
+    weighted = weight * deviation
+    return sums[0] + weighted, torch.addcmul(sums[1], weighted, deviation)
+
+
+def _span_sums(f: Elementwise, mean: Tensor, std: Tensor, centre: Tensor, span: _Span, sums: Pair) -> Pair:
+    if not torch.compiler.is_exporting():
+        for t, weight in _LEGENDRE:
+            z, node_weight = span.place(t, weight)
+            sums = _added(sums, node_weight, f(mean + std * z) - centre)
+        return sums
+
+    # Note [A loop in exported programs]
+    # Unrolled, 32 nodes of a dozen operations for every activation make programs that take minutes to write and to
+    # load. torch.export has a loop; its body may use only what is handed to it.
+    def going(step: Tensor, *_: Tensor) -> Tensor:
+        return step < len(_LEGENDRE)
+
+    def node(step: Tensor, first: Tensor, second: Tensor, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        table, mean, std, centre, start, length, evenness = given
+        t, weight = table.index_select(0, step.reshape(1)).unbind(1)
+        z, node_weight = _Span(start, length, evenness).place(t, weight)
+        return step + 1, *_added((first, second), node_weight, f(mean + std * z) - centre)
+
+    table = torch.tensor(_LEGENDRE, dtype=mean.dtype, device=mean.device)
+    given = (table, mean, std, centre, span.start, span.length, span.evenness)
+    step = torch.zeros((), dtype=torch.int64, device=mean.device)
+    _, first, second = torch.ops.higher_order.while_loop(going, node, (step, *sums), given)
+    return first, second
 
 
 def soft(f: Elementwise, mean: Tensor, variance: Tensor) -> Pair:

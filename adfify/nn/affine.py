@@ -51,7 +51,10 @@ class Linear(ADFModule, nn.Linear):
 @affine(
     F.conv1d,
     torch.conv1d,
-    cases=[case(Uncertain((2, 4, 9)), Certain((6, 2, 3)), Certain((6,)), stride=2, padding=1, groups=2)],
+    cases=[
+        case(Uncertain((2, 4, 9)), Certain((6, 2, 3)), Certain((6,)), stride=2, padding=1, groups=2),
+        case(Uncertain((2, 4, 9)), Certain((3, 4, 3)), None, 1, 0, 2),
+    ],
 )
 def conv1d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
@@ -78,7 +81,10 @@ def conv2d(
 @affine(
     F.conv3d,
     torch.conv3d,
-    cases=[case(Uncertain((2, 2, 4, 5, 4)), Certain((3, 2, 3, 2, 2)), Certain((3,)), stride=(1, 2, 1), padding=1)],
+    cases=[
+        case(Uncertain((2, 2, 4, 5, 4)), Certain((3, 2, 3, 2, 2)), Certain((3,)), stride=(1, 2, 1), padding=1),
+        case(Uncertain((1, 2, 4, 5, 4)), Certain((4, 1, 2, 2, 2)), None, 1, 0, (1, 2, 2), 2),
+    ],
 )
 def conv3d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
@@ -144,7 +150,10 @@ class Conv3d(_Convolution, nn.Conv3d):
 @affine(
     F.conv_transpose1d,
     torch.conv_transpose1d,
-    cases=[case(Uncertain((2, 4, 5)), Certain((4, 3, 3)), Certain((3,)), stride=2, padding=1, output_padding=1)],
+    cases=[
+        case(Uncertain((2, 4, 5)), Certain((4, 3, 3)), Certain((3,)), stride=2, padding=1, output_padding=1),
+        case(Uncertain((2, 4, 5)), Certain((4, 2, 3)), None, 1, 0, 0, 2, 2),
+    ],
 )
 def conv_transpose1d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
@@ -156,7 +165,10 @@ def conv_transpose1d(
 @affine(
     F.conv_transpose2d,
     torch.conv_transpose2d,
-    cases=[case(Uncertain((2, 4, 4, 3)), Certain((4, 3, 3, 2)), Certain((6,)), stride=2, padding=1, groups=2)],
+    cases=[
+        case(Uncertain((2, 4, 4, 3)), Certain((4, 3, 3, 2)), Certain((6,)), stride=2, padding=1, groups=2),
+        case(Uncertain((1, 2, 4, 3)), Certain((2, 3, 2, 2)), None, 2, 0, 1, 1, 2),
+    ],
 )
 def conv_transpose2d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
@@ -168,7 +180,12 @@ def conv_transpose2d(
 @affine(
     F.conv_transpose3d,
     torch.conv_transpose3d,
-    cases=[case(Uncertain((1, 2, 3, 3, 2)), Certain((2, 3, 2, 2, 2)), Certain((3,)), stride=2)],
+    cases=[
+        case(
+            Uncertain((1, 2, 3, 3, 2)), Certain((2, 3, 2, 2, 2)), Certain((3,)), stride=2, padding=1, output_padding=1
+        ),
+        case(Uncertain((1, 2, 3, 3, 2)), Certain((2, 3, 2, 2, 2)), None, 1, 0, 0, 2, 2),
+    ],
 )
 def conv_transpose3d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,

@@ -27,15 +27,13 @@ arithmetic = partial(register, family="arithmetic", exact=True)
 
 
 @arithmetic(
-    operator.add,
-    operator.iadd,
     torch.add,
     "add",
     "add_",
     source=SUM,
     cases=[
-        case(Uncertain((3, 4)), Uncertain((4,))),
-        case(Uncertain((3, 4)), Certain((4,))),
+        case(Uncertain((3, 4)), Uncertain((4,)), alpha=-3),
+        case(Uncertain((3, 4)), Certain((4,)), alpha=2),
         case(Uncertain((3, 4)), 2.5),
     ],
 )
@@ -47,15 +45,27 @@ def add(input: Moments | Tensor | float, other: Moments | Tensor | float, *, alp
 
 
 @arithmetic(
-    operator.sub,
-    operator.isub,
+    operator.add,
+    operator.iadd,
+    source=SUM,
+    cases=[
+        case(Uncertain((3, 4)), Uncertain((4,))),
+        case(Certain((3, 4)), Uncertain((4,))),
+        case(2.5, Uncertain((4,))),
+    ],
+)
+def operator_add(a: Moments | Tensor | float, b: Moments | Tensor | float) -> Moments:
+    return add(a, b)
+
+
+@arithmetic(
     torch.sub,
     torch.subtract,
     "sub",
     "sub_",
     "subtract",
     source=SUM,
-    cases=[case(Uncertain((3, 4)), Uncertain((4,))), case(Uncertain((3, 4)), Certain((4,)))],
+    cases=[case(Uncertain((3, 4)), Uncertain((4,)), alpha=3), case(Uncertain((3, 4)), Certain((4,)))],
 )
 def sub(input: Moments | Tensor | float, other: Moments | Tensor | float, *, alpha: float = 1) -> Moments:
     if input is other and isinstance(input, Moments):
@@ -64,7 +74,23 @@ def sub(input: Moments | Tensor | float, other: Moments | Tensor | float, *, alp
     return Moments(mean, _sum_of_variances(input, other, alpha**2, mean))
 
 
-@arithmetic(torch.rsub, source=SUM, cases=[case(Uncertain((3, 4)), 2.5)])
+@arithmetic(
+    operator.sub,
+    operator.isub,
+    source=SUM,
+    cases=[
+        case(Uncertain((3, 4)), Uncertain((4,))),
+        case(Certain((3, 4)), Uncertain((4,))),
+        case(2.5, Uncertain((4,))),
+    ],
+)
+def operator_sub(a: Moments | Tensor | float, b: Moments | Tensor | float) -> Moments:
+    return sub(a, b)
+
+
+@arithmetic(
+    torch.rsub, source=SUM, cases=[case(Uncertain((3, 4)), 2.5), case(Uncertain((3, 4)), Uncertain((4,)), alpha=3)]
+)
 def rsub(input: Moments | Tensor | float, other: Moments | Tensor | float, *, alpha: float = 1) -> Moments:
     return sub(other, input, alpha=alpha)
 

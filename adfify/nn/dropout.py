@@ -8,7 +8,6 @@ The policy decides, not the training flag: uncertainty is asked for in eval mode
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from adfify import gaussian
 from adfify.moments import Moments
 from adfify.nn.module import ADFModule
-from adfify.registry import RULES, Rules, Uncertain, case, register
+from adfify.registry import RULES, Case, Rules, Uncertain, case, register
 
 SAMPLED = Rules(RULES)
 """Overlay: a new mask in every pass."""
@@ -37,6 +36,10 @@ analytical = partial(ANALYTIC.register, family="dropout", exact=True, source=ANA
 # SELU's value at minus infinity, to which alpha dropout sets what it drops (Klambauer et al.
 # 2017, section "new dropout").
 ALPHA = -1.7580993408473766
+
+
+def _case(shape: tuple[int, ...]) -> Case:
+    return case(Uncertain(shape), 0.5, False)
 
 
 def draw_mask(x: Tensor, p: float, shared_from: int | None) -> Tensor:
@@ -60,7 +63,7 @@ def stochastic_depth_draw(x: Moments, p: float, shared_from: int, rescale: bool)
 def analytic(x: Moments, p: float) -> Moments:
     """The mask as an independent random factor; at p = 1 the result is certainly 0."""
     if p >= 1:
-        return Moments(torch.zeros_like(x.mean), torch.zeros_like(x.variance))
+        return masked(x, torch.zeros_like(x.mean))
     one = torch.ones_like(x.mean)
     return Moments(*gaussian.product(x.mean, x.variance, one, one * (p / (1 - p))))
 
@@ -74,7 +77,7 @@ def _alpha_affine(p: float) -> tuple[float, float]:
 @register(
     F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
     family="dropout", exact=True, source=OFF_SOURCE, alias=True,
-    cases=[case(Uncertain((3, 4)), 0.5, False)],
+    cases=[case(Uncertain((3, 4)), p, False) for p in (0.5, 0.0, 1.0)],
 )  # fmt: skip
 def dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
     return input
@@ -85,14 +88,30 @@ def sampled_dropout(input: Moments, p: float = 0.5, training: bool = True, inpla
     return masked(input, draw_mask(input.mean, p, None))
 
 
-@sampled(F.dropout1d, F.dropout2d, F.dropout3d)
-def sampled_channel_dropout(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
+def _channel_masked(x: Moments, p: float, batched: int) -> Moments:
+    """One draw for each channel; with fewer dimensions than ``batched``, torch takes the first one for the channels."""
+    return masked(x, draw_mask(x.mean, p, 2 if x.mean.dim() == batched else 1))
+
+
+@sampled(F.dropout1d, cases=[_case((2, 3, 4)), _case((3, 4))])
+def sampled_dropout1d(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
+    return _channel_masked(input, p, 3)
+
+
+@sampled(F.dropout2d, cases=[_case((2, 3, 2, 2))])
+def sampled_dropout2d(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
+    # Unlike its siblings, torch's takes the second dimension for the channels whatever there is.
     return masked(input, draw_mask(input.mean, p, 2))
+
+
+@sampled(F.dropout3d, cases=[_case((2, 3, 2, 2, 2)), _case((3, 2, 2, 2))])
+def sampled_dropout3d(input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False) -> Moments:
+    return _channel_masked(input, p, 5)
 
 
 def _sampled_alpha(x: Moments, p: float, shared_from: int | None) -> Moments:
     if p >= 1:
-        return Moments(torch.zeros_like(x.mean), torch.zeros_like(x.variance))
+        return masked(x, torch.zeros_like(x.mean))
     keep = draw_mask(x.mean, p, shared_from) * (1 - p)
     scale, shift = _alpha_affine(p)
     return Moments((x.mean * keep + ALPHA * (1 - keep)) * scale + shift, x.variance * (keep * scale).square())
@@ -120,7 +139,7 @@ def analytic_dropout(input: Moments, p: float = 0.5, training: bool = True, inpl
 def analytic_alpha_dropout(input: Moments, p: float = 0.5, training: bool = False, inplace: bool = False) -> Moments:
     """y = a (x b + alpha (1 - b)) + c: Var[y] = a^2 (q v + q p (m - alpha)^2), q = 1 - p (law of total variance)."""
     if p >= 1:
-        return Moments(torch.zeros_like(input.mean), torch.zeros_like(input.variance))
+        return masked(input, torch.zeros_like(input.mean))
     scale, shift = _alpha_affine(p)
     mean = (input.mean * (1 - p) + ALPHA * p) * scale + shift
     variance = (1 - p) * (input.variance + p * (input.mean - ALPHA).square()) * scale**2
@@ -142,17 +161,38 @@ class Dropout(_Off, nn.Dropout):
     pass
 
 
-@register(nn.Dropout1d, family="dropout", exact=True, source=OFF_SOURCE, alias=True, cases=_CASES)
+@register(
+    nn.Dropout1d,
+    family="dropout",
+    exact=True,
+    source=OFF_SOURCE,
+    alias=True,
+    cases=[case(Uncertain((2, 3, 4)), init={"p": 0.3}), case(Uncertain((3, 4)), init={"p": 0.3})],
+)
 class Dropout1d(_Off, nn.Dropout1d):
     pass
 
 
-@register(nn.Dropout2d, family="dropout", exact=True, source=OFF_SOURCE, alias=True, cases=_CASES)
+@register(
+    nn.Dropout2d,
+    family="dropout",
+    exact=True,
+    source=OFF_SOURCE,
+    alias=True,
+    cases=[case(Uncertain((2, 3, 2, 2)), init={"p": 0.3})],
+)
 class Dropout2d(_Off, nn.Dropout2d):
     pass
 
 
-@register(nn.Dropout3d, family="dropout", exact=True, source=OFF_SOURCE, alias=True, cases=_CASES)
+@register(
+    nn.Dropout3d,
+    family="dropout",
+    exact=True,
+    source=OFF_SOURCE,
+    alias=True,
+    cases=[case(Uncertain((2, 3, 2, 2, 2)), init={"p": 0.3}), case(Uncertain((3, 2, 2, 2)), init={"p": 0.3})],
+)
 class Dropout3d(_Off, nn.Dropout3d):
     pass
 
@@ -167,38 +207,28 @@ class FeatureAlphaDropout(_Off, nn.FeatureAlphaDropout):
     pass
 
 
-class _Sampled(ADFModule):
-    """A new mask in every pass."""
-
-    shared_from: ClassVar[int | None] = None
-    p: float
-
-    def forward(self, input: Moments) -> Moments:
-        return masked(input, draw_mask(input.mean, self.p, self.shared_from))
-
-
 @sampled(nn.Dropout)
-class SampledDropout(_Sampled, nn.Dropout):
-    pass
-
-
-class _SampledChannels(_Sampled):
-    shared_from = 2
+class SampledDropout(ADFModule, nn.Dropout):
+    def forward(self, input: Moments) -> Moments:
+        return sampled_dropout(input, self.p)
 
 
 @sampled(nn.Dropout1d)
-class SampledDropout1d(_SampledChannels, nn.Dropout1d):
-    pass
+class SampledDropout1d(ADFModule, nn.Dropout1d):
+    def forward(self, input: Moments) -> Moments:
+        return sampled_dropout1d(input, self.p)
 
 
 @sampled(nn.Dropout2d)
-class SampledDropout2d(_SampledChannels, nn.Dropout2d):
-    pass
+class SampledDropout2d(ADFModule, nn.Dropout2d):
+    def forward(self, input: Moments) -> Moments:
+        return sampled_dropout2d(input, self.p)
 
 
 @sampled(nn.Dropout3d)
-class SampledDropout3d(_SampledChannels, nn.Dropout3d):
-    pass
+class SampledDropout3d(ADFModule, nn.Dropout3d):
+    def forward(self, input: Moments) -> Moments:
+        return sampled_dropout3d(input, self.p)
 
 
 @sampled(nn.AlphaDropout)

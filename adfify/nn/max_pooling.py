@@ -20,9 +20,9 @@ from adfify.registry import Uncertain, case, register
 
 SOURCE = "Clark 1961, equations 2-3, pairwise in a balanced tree"
 
-# What Clark's tree is off by where the elements differ in mean and variance, in units of the true std, worst of mean and
-# std against Monte Carlo: 0.3 % for 2 elements, 14 % for 4, 17 % for 9 (25: 35 %, 49: 41 %). A maximum of Gaussians is
-# skewed, and the next pair takes it as Gaussian again.
+# What Clark's tree is off by where the elements differ in mean and variance, in units of the true std, worst of mean
+# and std against Monte Carlo: 0.3 % for 2 elements, 14 % for 4, 17 % for 9 (25: 35 %, 49: 41 %). A maximum of Gaussians
+# is skewed, and the next pair takes it as Gaussian again.
 TOLERANCE = 0.2
 
 maximum = partial(register, family="pooling", source=SOURCE, tolerance=TOLERANCE, only={"return_indices": False})
@@ -74,7 +74,7 @@ def _max_along(
 @maximum(
     F.max_pool1d,
     torch.max_pool1d,
-    cases=[case(Uncertain((2, 3, 8)), 2), case(Uncertain((2, 3, 7)), 3, 2, 1, ceil_mode=True)],
+    cases=[case(Uncertain((2, 3, 8)), 2, dilation=2), case(Uncertain((2, 3, 7)), 3, 2, 1, ceil_mode=True)],
 )
 def max_pool1d(
     input: Moments,
@@ -109,7 +109,11 @@ def max_pool2d(
     return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@maximum(F.max_pool3d, torch.max_pool3d, cases=[case(Uncertain((1, 2, 4, 5, 4)), 2)])
+@maximum(
+    F.max_pool3d,
+    torch.max_pool3d,
+    cases=[case(Uncertain((1, 2, 4, 5, 4)), 2), case(Uncertain((1, 2, 4, 5, 4)), 2, (1, 2, 1), 1, (1, 2, 1), True)],
+)
 def max_pool3d(
     input: Moments,
     kernel_size: Any,

@@ -26,7 +26,12 @@ average = partial(register, family="pooling", exact=True, source=AVERAGE)
 @average(
     torch.mean,
     "mean",
-    cases=[case(Uncertain((2, 3, 4)), (1, 2), keepdim=True), case(Uncertain((2, 3, 4)), -1), case(Uncertain((2, 3)))],
+    cases=[
+        case(Uncertain((2, 3, 4)), (1, 2), keepdim=True),
+        case(Uncertain((2, 3, 4)), -1),
+        case(Uncertain((2, 3))),
+        case(Uncertain((2, 3)), 0, dtype=torch.float64),
+    ],
 )
 def mean(input: Moments, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Moments:
     result = torch.mean(input.mean, dim, keepdim, dtype=dtype)
@@ -34,7 +39,15 @@ def mean(input: Moments, dim: Any = None, keepdim: bool = False, *, dtype: torch
     return Moments(result, variance * (result.numel() / input.mean.numel()))
 
 
-@average(torch.sum, "sum", cases=[case(Uncertain((2, 3, 4)), (1, 2), keepdim=True), case(Uncertain((2, 3)))])
+@average(
+    torch.sum,
+    "sum",
+    cases=[
+        case(Uncertain((2, 3, 4)), (1, 2), keepdim=True),
+        case(Uncertain((2, 3))),
+        case(Uncertain((2, 3)), 0, dtype=torch.float64),
+    ],
+)
 def sum(input: Moments, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Moments:
     total = torch.sum(input.mean, dim, keepdim, dtype=dtype)
     return Moments(total, torch.sum(input.variance, dim, keepdim, dtype=dtype))
@@ -102,7 +115,13 @@ def avg_pool2d(
 
 
 @average(
-    F.avg_pool3d, torch._C._nn.avg_pool3d, cases=[case(Uncertain((1, 2, 4, 5, 4)), 2, 2, 1, count_include_pad=False)]
+    F.avg_pool3d,
+    torch._C._nn.avg_pool3d,
+    cases=[
+        case(Uncertain((1, 2, 4, 5, 4)), 2, 2, 1, count_include_pad=False),
+        case(Uncertain((1, 2, 4, 5, 4)), 2, ceil_mode=True),
+        case(Uncertain((1, 2, 4, 5, 4)), 2, divisor_override=3),
+    ],
 )
 def avg_pool3d(
     input: Moments, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,

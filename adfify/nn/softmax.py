@@ -20,7 +20,11 @@ softmax_rule = partial(
 )
 
 
-@softmax_rule(torch.softmax, "softmax", cases=[case(Uncertain((4, 5)), 1), case(Uncertain((2, 3, 4)), dim=-2)])
+@softmax_rule(
+    torch.softmax,
+    "softmax",
+    cases=[case(Uncertain((4, 5)), 1), case(Uncertain((2, 3, 4)), dim=-2, dtype=torch.float64)],
+)
 def softmax(input: Moments, dim: int, dtype: torch.dtype | None = None) -> Moments:
     x = input if dtype is None else input.to(dtype)
     return Moments(*gaussian.softmax(x.mean, x.variance, dim))
@@ -33,7 +37,7 @@ def functional_softmax(
     return softmax(input, _dimension(dim, input), dtype)
 
 
-@softmax_rule(torch.log_softmax, "log_softmax", cases=[case(Uncertain((4, 5)), 1)])
+@softmax_rule(torch.log_softmax, "log_softmax", cases=[case(Uncertain((4, 5)), 1, torch.float64)])
 def log_softmax(input: Moments, dim: int, dtype: torch.dtype | None = None) -> Moments:
     x = input if dtype is None else input.to(dtype)
     return Moments(*gaussian.log_softmax(x.mean, x.variance, dim))

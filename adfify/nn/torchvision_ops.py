@@ -12,7 +12,7 @@ from adfify.registry import Uncertain, case, register
 
 @register(
     ops.stochastic_depth, family="dropout", exact=True, source=dropout.OFF_SOURCE, alias=True,
-    cases=[case(Uncertain((3, 4, 2)), 0.3, "row", False)],
+    cases=[case(Uncertain((3, 4, 2)), 0.3, "row", False), case(Uncertain((3, 4, 2)), 0.3, "batch", False)],
 )  # fmt: skip
 def stochastic_depth(input: Moments, p: float, mode: str, training: bool = True) -> Moments:
     return input

@@ -1,0 +1,202 @@
+"""How a picture becomes the tensor that a network was trained on, and the noise of its pixels a variance."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from adfify.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Library = Literal["timm", "torchvision"]
+
+
+def needs(library: str, extra: str = "models") -> Any:
+    """Import a library that only an extra installs.
+
+    Raises:
+        CheckpointError: it is not installed, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise CheckpointError(
+            f"This needs {library.split('.')[0]}, which can't be imported here ({error}). "
+            f"Install it with: pip install 'adfify[{extra}]'"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to a picture before a network sees it: resize, crop, scale to [0, 1], normalise.
+
+    The defaults are those of most ImageNet networks.
+
+    Attributes:
+        input_size: channels, height and width of the tensor.
+        mean: of each channel, in units of pixels in [0, 1]; subtracted.
+        std: of each channel, in the same units; divided by.
+        interpolation: ``"bilinear"``, ``"bicubic"`` ..., as the library calls it.
+        crop_pct: shorter side of the crop over that of the resized picture.
+        crop_mode: ``"center"``, ``"squash"`` or ``"border"``, in timm's meaning; torchvision has only the first.
+        library: whose transforms do it, ``"timm"`` or ``"torchvision"``.
+        resize_size: torchvision only: the shorter side after resizing, in pixels; None is crop / crop_pct.
+    """
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+    library: Library = "timm"
+    resize_size: int | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, spec: str) -> Preprocessing:
+        """What belongs to a model.
+
+        Args:
+            model: the network, from which timm reads its configuration.
+            spec: where it was made from: ``timm:NAME``, ``torchvision:NAME``; for anything else it is the
+                defaults of this class.
+
+        Raises:
+            CheckpointError: the library is not installed.
+        """
+        library, _, name = spec.partition(":")
+        if library == "timm":
+            config = needs("timm.data").resolve_model_data_config(model)
+            return cls(
+                input_size=tuple(config["input_size"]),
+                mean=tuple(config["mean"]),
+                std=tuple(config["std"]),
+                interpolation=config["interpolation"],
+                crop_pct=config["crop_pct"],
+                crop_mode=config["crop_mode"],
+            )
+        if library == "torchvision":
+            return cls._of_torchvision(name)
+        return cls()
+
+    @classmethod
+    def _of_torchvision(cls, name: str) -> Preprocessing:
+        """From the transforms of the default weights, which are read without the weights themselves."""
+        defaults = cls(interpolation="bilinear", library="torchvision", resize_size=256)
+        weights = torchvision_weights(name)
+        if weights is None:
+            return defaults
+        transforms, preset = needs("torchvision.transforms"), weights.transforms()
+        resize = list(getattr(preset, "resize_size", None) or [256])
+        crop = list(getattr(preset, "crop_size", None) or resize)  # segmentation: resized, not cropped
+        return cls(
+            input_size=(3, crop[0], crop[-1]),
+            mean=tuple(getattr(preset, "mean", defaults.mean)),
+            std=tuple(getattr(preset, "std", defaults.std)),
+            interpolation=getattr(preset, "interpolation", transforms.InterpolationMode.BILINEAR).value,
+            crop_pct=min(crop) / min(resize),
+            library="torchvision",
+            resize_size=min(resize),
+        )
+
+    def tensor(self, picture: Image.Image) -> Tensor:
+        """A picture of any mode and size as ``[C, H, W]``, float32, normalised, by the library's own transforms.
+
+        Raises:
+            InputError: the network takes neither grey nor colour pictures.
+            CheckpointError: the library is not installed.
+        """
+        modes = {1: "L", 3: "RGB"}
+        channels = self.input_size[0]
+        if channels not in modes:
+            raise InputError(f"the network takes {channels} channels, and a picture has 1 or 3; give it tensors.")
+        result: Tensor = self._transform()(picture.convert(modes[channels]))
+        return result
+
+    def _transform(self) -> Callable[[Image.Image], Any]:
+        if self.library == "torchvision":
+            return self._torchvision_transform()
+        transform: Callable[[Image.Image], Any] = needs("timm.data").create_transform(
+            input_size=self.input_size,
+            is_training=False,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+        return transform
+
+    def _torchvision_transform(self) -> Callable[[Image.Image], Any]:
+        """The steps of torchvision's ImageClassification preset."""
+        transforms = needs("torchvision.transforms")
+        crop = self.input_size[1:]
+        steps: Callable[[Image.Image], Any] = transforms.Compose(
+            [
+                transforms.Resize(
+                    self.resize_size or round(min(crop) / self.crop_pct),
+                    interpolation=transforms.InterpolationMode(self.interpolation),
+                    antialias=True,
+                ),
+                transforms.CenterCrop(crop),
+                transforms.PILToTensor(),
+                transforms.ConvertImageDtype(torch.float32),
+                transforms.Normalize(self.mean, self.std),
+            ]
+        )
+        return steps
+
+    def variance(self, noise_variance: float) -> Tensor:
+        """``[C, 1, 1]``: what noise of this variance on every pixel, in [0, 1], is after the normalisation.
+
+        The variance over std squared. Resizing averages pixels and would make it smaller: the noise is taken to be
+        on the pixels that the network is given.
+        """
+        return noise_variance / self._per_channel(self.std).square()
+
+    def pixels(self, tensor: Tensor) -> Tensor:
+        """``[..., C, H, W]``, normalised, back to pixels in [0, 1], clipped there, for figures."""
+        mean, std = (self._per_channel(values).to(tensor) for values in (self.mean, self.std))
+        return (tensor * std + mean).clamp(0, 1)
+
+    def _per_channel(self, values: tuple[float, ...]) -> Tensor:
+        channels = self.input_size[0]
+        return torch.tensor(values if len(values) == channels else values[:1] * channels).view(-1, 1, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            CheckpointError: other fields than this class has.
+        """
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise CheckpointError(f"{dict(data)!r:.200} is no preprocessing: {error}.") from error
+
+
+def torchvision_weights(name: str) -> Any:
+    """torchvision's default weights of a model: an enum with ``transforms`` and ``meta``; None where there are none.
+
+    Nothing is downloaded.
+    """
+    models = needs("torchvision.models")
+    try:
+        return models.get_model_weights(name).DEFAULT
+    except (ValueError, AttributeError, RuntimeError):  # models for which torchvision never published any
+        return None

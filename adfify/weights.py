@@ -1,0 +1,203 @@
+"""State dicts: read safely from files, and put into networks, or an account of why they don't fit."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adfify.errors import CheckpointError
+from adfify.preprocessing import needs
+from adfify.program import existing_file
+
+State = Mapping[str, Tensor]
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+# Where training scripts put the state dict. The averaged weights come first: they are what was evaluated.
+_ENTRIES = ("state_dict_ema", "state_dict", "model_state_dict", "model", "net")
+_WRAPPERS = ("module.", "_orig_mod.")
+_SHOWN = 5
+
+
+def read_state(path: str | Path) -> tuple[State, str]:
+    """The state dict in a file, and where it was found: the file, with the entry of a training checkpoint.
+
+    A pickle is read as weights only: code in it never runs.
+
+    Raises:
+        CheckpointError: no such file, no checkpoint, or one that holds more than tensors and plain data.
+    """
+    file = existing_file(path)
+    if file.suffix == ".pt2":
+        raise CheckpointError(f"{file} is an exported program, not weights; give it alone, in place of the model.")
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    entry = ""
+    while isinstance(content, Mapping):
+        if content and all(isinstance(value, Tensor) for value in content.values()):
+            return content, f"{file}{f' ({entry})' if entry else ''}"
+        found = next((name for name in _ENTRIES if isinstance(content.get(name), Mapping)), None)
+        if found is None:
+            break
+        entry, content = f"{entry}.{found}".removeprefix("."), content[found]
+    raise CheckpointError(
+        f"{file} can be read, but holds no state_dict: it is {_described(content)}. A state_dict is a dictionary of "
+        f"tensors, by itself or under one of {', '.join(map(repr, _ENTRIES))}; write one with "
+        "torch.save(model.state_dict(), path)."
+    )
+
+
+def _described(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"of type {type(content).__name__}"
+    keys = ", ".join(repr(key) for key in list(content)[:_SHOWN])
+    return f"a dictionary with {len(content)} entries ({keys}{' ...' if len(content) > _SHOWN else ''})"
+
+
+def _read_safetensors(file: Path) -> State:
+    safetensors = needs("safetensors")
+    try:
+        state: State = needs("safetensors.torch").load_file(file)
+        return state
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not a safetensors file, or is damaged: {error}") from error
+
+
+def _read_pickle(file: Path) -> Any:
+    if any(name.endswith("constants.pkl") for name in _names_in(file)):
+        raise CheckpointError(
+            f"{file} is a TorchScript program, which holds code. Make the network in Python and save its weights: "
+            "torch.save(torch.jit.load(path).state_dict(), new_path)."
+        )
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and pickle raise nearly any type on foreign bytes
+        raise CheckpointError(_why_unreadable(file, error)) from error
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if refused is not None and _is_pickle(file):
+        return (
+            f"{file} holds more than weights: to read it, Python would have to run {refused[1]} from the file, which "
+            "could be anything, so it is not opened. If you trust where it comes from, make a state_dict of it once:\n"
+            "  content = torch.load(path, weights_only=False)   # runs the code in it\n"
+            "  torch.save(content.state_dict(), new_path)       # or content['state_dict'], if it is a dictionary"
+        )
+    return (
+        f"{file} is not a checkpoint, or is damaged ({type(error).__name__}: {str(error).splitlines()[0]:.200}). "
+        f"Its first bytes are {file.open('rb').read(8)!r}. torch.save(model.state_dict(), path) writes what is wanted."
+    )
+
+
+def _is_pickle(file: Path) -> bool:
+    """Whether torch.save wrote it: a zip with a pickle in it, or, long ago, a pickle (which starts with 0x80)."""
+    with file.open("rb") as opened:
+        return opened.read(1) == b"\x80" or any(name.endswith("data.pkl") for name in _names_in(file))
+
+
+def _names_in(file: Path) -> list[str]:
+    if not zipfile.is_zipfile(file):
+        return []
+    with zipfile.ZipFile(file) as archive:
+        return archive.namelist()
+
+
+def fill(model: nn.Module, state: State, spec: str, origin: str) -> None:
+    """Load a state dict into a network, strictly, with wrappers' prefixes taken off.
+
+    Args:
+        model: the network; its dtype stays.
+        state: the weights, of any floating-point dtype.
+        spec: the network's name, for the error.
+        origin: the weights' file, for the error.
+
+    Raises:
+        CheckpointError: keys or shapes differ; the first five of each, and how many.
+    """
+    expected = model.state_dict()
+    forms = list(_unwrapped(state))
+    fitting = next((form for form in forms if _same_keys(form, expected)), None)
+    chosen = min(forms, key=lambda form: len(form.keys() ^ expected.keys())) if fitting is None else fitting
+    try:
+        model.load_state_dict(chosen, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(_difference(chosen, expected, spec, origin) or f"{origin}: {error}") from error
+
+
+def _same_keys(state: State, expected: State) -> bool:
+    return _needed(state.keys() ^ expected.keys()) == set()
+
+
+def _needed(keys: set[str]) -> set[str]:
+    """Without what PyTorch before 1.0 did not write, and load_state_dict does without."""
+    return {key for key in keys if not key.endswith("num_batches_tracked")}
+
+
+def _unwrapped(state: State) -> Iterator[State]:
+    """The state dict as it is, and without the prefixes of wrappers, the least changed first."""
+    yield state
+    current = dict(state)
+    while any(all(key.startswith(prefix) for key in current) for prefix in _WRAPPERS):
+        prefix = next(p for p in _WRAPPERS if all(key.startswith(p) for key in current))
+        current = {key.removeprefix(prefix): value for key, value in current.items()}
+        yield current
+    # A submodule that was compiled by itself has the prefix in the middle.
+    current = {key.replace("_orig_mod.", ""): value for key, value in current.items()}
+    yield current
+    if all(key.startswith("model.") for key in current):  # a Lightning module, or a wrapper of the user's own
+        inner = {key.removeprefix("model."): value for key, value in current.items()}
+        yield from _unwrapped(inner)
+
+
+def _difference(state: State, expected: State, spec: str, origin: str) -> str:
+    """Which keys differ, and what that looks like; ``""`` if none do."""
+    missing = [key for key in expected if key in _needed(expected.keys() - state.keys())]
+    unexpected = [key for key in state if key not in expected]
+    reshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    lines = [
+        *_listed("missing in the file", missing),
+        *_listed("unknown to the network", unexpected),
+        *_listed(
+            "of another shape",
+            [f"{key}: {list(state[key].shape)} in the file, {list(expected[key].shape)} here" for key in reshaped],
+        ),
+    ]
+    if not lines:
+        return ""
+    classes = None if missing or unexpected else _other_classes(state, expected, reshaped)
+    hint = (
+        f"Only the number of outputs differs: give num_classes={classes} (--num-classes {classes})."
+        if classes is not None
+        else "It belongs to another network, or to another variant of this one: check the architecture's name."
+    )
+    shared = len(state.keys() & expected.keys())
+    head = (
+        f"{origin} does not fit {spec}. It has {len(state)} tensors, the network {len(expected)}; {shared} names agree:"
+    )
+    return "\n".join([head, *lines, hint])
+
+
+def _listed(what: str, keys: list[str]) -> Iterator[str]:
+    if keys:
+        yield f"  {len(keys)} {what}:"
+        yield from (f"    {key}" for key in keys[:_SHOWN])
+        if len(keys) > _SHOWN:
+            yield f"    ... and {len(keys) - _SHOWN} more"
+
+
+def _other_classes(state: State, expected: State, reshaped: list[str]) -> int | None:
+    """The file's number of outputs, if that is all that differs: the first size, from the same to the same."""
+    sizes = {(state[key].shape[:1], expected[key].shape[:1]) for key in reshaped}
+    same_inputs = all(state[key].shape[1:] == expected[key].shape[1:] for key in reshaped)
+    modules = {key.rpartition(".")[0] for key in reshaped}
+    # Heads are few (GoogLeNet has three); a network of another width differs in all its layers.
+    if len(sizes) != 1 or not same_inputs or len(modules) > 3:
+        return None
+    ((given, _),) = sizes
+    return int(given[0]) if given else None
