@@ -36,19 +36,13 @@ def gelu_tail(x: Tensor) -> Tensor:
 EXACT = {  # piecewise polynomials and exp: accurate to rounding everywhere
     "relu": Case(gaussian.relu, torch.relu, (0,)),
     "leaky_relu": Case(gaussian.leaky_relu, F.leaky_relu, (0,)),
-    "leaky_relu(-0.5)": Case(
-        functools.partial(gaussian.leaky_relu, slope=-0.5), lambda x: F.leaky_relu(x, -0.5), (0,)
-    ),
-    "leaky_relu(3)": Case(
-        functools.partial(gaussian.leaky_relu, slope=3.0), lambda x: F.leaky_relu(x, 3.0), (0,)
-    ),
+    "leaky_relu(-0.5)": Case(functools.partial(gaussian.leaky_relu, slope=-0.5), lambda x: F.leaky_relu(x, -0.5), (0,)),
+    "leaky_relu(3)": Case(functools.partial(gaussian.leaky_relu, slope=3.0), lambda x: F.leaky_relu(x, 3.0), (0,)),
     "absolute": Case(gaussian.absolute, torch.abs, (0,)),
     "relu6": Case(functools.partial(gaussian.clamp, low=0.0, high=6.0), F.relu6, (0, 6)),
     "hardtanh": Case(functools.partial(gaussian.clamp, low=-1.0, high=1.0), F.hardtanh, (-1, 1)),
     "clamp(min)": Case(functools.partial(gaussian.clamp, low=1.0), lambda x: x.clamp(min=1.0), (1,)),
-    "clamp(max)": Case(
-        functools.partial(gaussian.clamp, low=-math.inf, high=-1.0), lambda x: x.clamp(max=-1.0), (-1,)
-    ),
+    "clamp(max)": Case(functools.partial(gaussian.clamp, low=-math.inf, high=-1.0), lambda x: x.clamp(max=-1.0), (-1,)),
     "hardsigmoid": Case(gaussian.hardsigmoid, F.hardsigmoid, (-3, 3)),
     "square": Case(gaussian.square, torch.square),
 }
@@ -72,9 +66,7 @@ QUADRATURE = {
     "elu": Case(gaussian.elu, F.elu, (0,)),
     "elu(2)": Case(functools.partial(gaussian.elu, alpha=2.0), functools.partial(F.elu, alpha=2.0), (0,)),
     "selu": Case(gaussian.selu, F.selu, (0,)),
-    "celu(0.5)": Case(
-        functools.partial(gaussian.celu, alpha=0.5), functools.partial(F.celu, alpha=0.5), (0,)
-    ),
+    "celu(0.5)": Case(functools.partial(gaussian.celu, alpha=0.5), functools.partial(F.celu, alpha=0.5), (0,)),
     "hardswish": Case(gaussian.hardswish, F.hardswish, (-3, 3)),
 }
 ALL = {**EXACT, **QUADRATURE, "exp": Case(gaussian.exp, torch.exp)}
@@ -113,9 +105,7 @@ def test_exact_forms_agree_with_quadrature(name: str) -> None:
             got, spread = rule(mean, variance)
             want, truth = oracle(f, mean, variance, kinks)
             scale = truth.sqrt() * (10 if dtype == torch.float32 else 1)
-            assert (
-                (got - want).abs() <= rounding * want.abs() + rounding * scale + rounding * abs(centre)
-            ).all()
+            assert ((got - want).abs() <= rounding * want.abs() + rounding * scale + rounding * abs(centre)).all()
             assert (spread > 0).all()
             assert ((spread / truth - 1).abs().max()) < loss
 
@@ -253,9 +243,7 @@ def test_slope_of_the_mean_is_a_normal_cdf_in_the_tail() -> None:
     for dtype, tolerance in ((torch.float32, 3e-5), (torch.float64, 1e-11)):
         mean = z.to(dtype).requires_grad_()
         (slope,) = torch.autograd.grad(gaussian.relu(mean, torch.ones_like(mean))[0].sum(), mean)
-        torch.testing.assert_close(
-            slope.double(), 0.5 * torch.erfc(-z / math.sqrt(2)), rtol=tolerance, atol=0
-        )
+        torch.testing.assert_close(slope.double(), 0.5 * torch.erfc(-z / math.sqrt(2)), rtol=tolerance, atol=0)
 
 
 # Two inputs

@@ -7,8 +7,34 @@ import torchvision
 
 import adfify
 
-TORCHVISION = ["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "mobilenet_v2", "vgg11_bn", "densenet121", "squeezenet1_1", "googlenet", "mnasnet1_0", "shufflenet_v2_x1_0", "efficientnet_b0", "regnet_y_400mf"]
-TIMM = ["resnet18", "resnet50", "resnet26d", "resnetv2_50", "seresnet50", "regnety_002", "mobilenetv2_100", "mobilenetv3_small_100", "efficientnet_lite0", "efficientnet_b0"]
+TORCHVISION = [
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "wide_resnet50_2",
+    "resnext50_32x4d",
+    "mobilenet_v2",
+    "vgg11_bn",
+    "densenet121",
+    "squeezenet1_1",
+    "googlenet",
+    "mnasnet1_0",
+    "shufflenet_v2_x1_0",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+]
+TIMM = [
+    "resnet18",
+    "resnet50",
+    "resnet26d",
+    "resnetv2_50",
+    "seresnet50",
+    "regnety_002",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "efficientnet_lite0",
+    "efficientnet_b0",
+]
 SPECS = [f"torchvision:{name}" for name in TORCHVISION] + [f"timm:{name}" for name in TIMM]
 
 

@@ -55,18 +55,11 @@ def gelu(mean: Tensor, variance: Tensor, approximate: str = "none") -> Pair:
 
 @in_float32
 def softplus(mean: Tensor, variance: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Pair:
-    """log(1 + exp(beta x)) / beta, and x where beta x > threshold: a jump, which is negligible at the usual 20."""
+    """log(1 + exp(beta x)) / beta, and x above threshold / beta; the jump there, exp(-threshold) / beta, is ignored."""
     unit = functools.partial(F.softplus, threshold=threshold)
-    scaled, scaled_variance = beta * mean, beta * beta * variance
-    if threshold >= _NO_JUMP:
-        unit_mean, unit_variance = soft(unit, scaled, scaled_variance)
-    else:
-        unit_mean, unit_variance = expect(unit, scaled, scaled_variance, kinks=(0.0, threshold))
-    shift = (unit_mean - unit(scaled)) / beta
+    unit_mean, unit_variance = soft(unit, beta * mean, beta * beta * variance)
+    shift = (unit_mean - unit(beta * mean)) / beta
     return F.softplus(mean, beta, threshold) + shift, unit_variance / (beta * beta)
-
-
-_NO_JUMP = 12.0  # exp(-12) = 6e-6: what softplus(x) - x is there
 
 
 @in_float32

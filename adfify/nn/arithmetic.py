@@ -44,9 +44,9 @@ def add(input: Moments | Tensor | float, other: Moments | Tensor | float, *, alp
     return Moments(mean, _sum_of_variances(input, other, alpha**2, mean))
 
 
+@arithmetic(operator.iadd, source=SUM, cases=[case(Uncertain((3, 4)), Uncertain((4,)))])
 @arithmetic(
     operator.add,
-    operator.iadd,
     source=SUM,
     cases=[
         case(Uncertain((3, 4)), Uncertain((4,))),
@@ -74,9 +74,9 @@ def sub(input: Moments | Tensor | float, other: Moments | Tensor | float, *, alp
     return Moments(mean, _sum_of_variances(input, other, alpha**2, mean))
 
 
+@arithmetic(operator.isub, source=SUM, cases=[case(Uncertain((3, 4)), Uncertain((4,)))])
 @arithmetic(
     operator.sub,
-    operator.isub,
     source=SUM,
     cases=[
         case(Uncertain((3, 4)), Uncertain((4,))),

