@@ -116,7 +116,8 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=tuple(functions))
         modules = {function.__module__ for function in functions}
         # A registered function is a leaf also where it is called as `library.function`: its home is patched too.
-        self._autowrap_search += [sys.modules[name] for name in modules if not name.startswith("torch.")]
+        homes = (sys.modules.get(name) for name in modules if not name.startswith("torch."))
+        self._autowrap_search += [home for home in homes if home is not None]
         self._rules = rules
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
