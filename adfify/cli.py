@@ -58,7 +58,7 @@ Arch = Annotated[
 Classes = Annotated[int | None, typer.Option("--num-classes", min=1, help="Outputs, if not the network's usual ones.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 PixelNoise = Annotated[
-    float, typer.Option(min=0, help="Variance of the noise on every pixel, pixels being in [0, 1]: 0.001 is 8 of 255.")
+    float, typer.Option(help="Variance of the noise on every pixel, pixels being in [0, 1]: 0.001 is 8 of 255.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures in one pass.")]
 
@@ -133,9 +133,9 @@ def convert(
     arch: Arch = None,
     num_classes: Classes = None,
     noise_variance: Annotated[
-        float, typer.Option(min=0, help="Variance of every input given as a plain tensor, in its (normalised) units.")
+        float, typer.Option(help="Variance of every input given as a plain tensor, in its (normalised) units.")
     ] = 1e-3,
-    min_variance: Annotated[float, typer.Option(min=0, help="Lower bound of every variance; 0 changes nothing.")] = 0.0,
+    min_variance: Annotated[float, typer.Option(help="Lower bound of every variance; 0 changes nothing.")] = 0.0,
     published: Annotated[
         bool, typer.Option("--published", help="The published code's numerics, where --min-variance is added.")
     ] = False,
@@ -166,7 +166,7 @@ def convert(
             source.model,
             example,
             noise_variance=prediction.checked_variance(noise_variance),
-            min_variance=prediction.checked_variance(min_variance),
+            min_variance=prediction.checked_variance(min_variance, "--min-variance"),
             rules=paper.RULES if published else registry.RULES,
             dropout=dropout.value,
             share_weights=True,
@@ -277,7 +277,7 @@ def benchmark(
         Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where to put benchmark.json.")
     ] = Path("adfify-benchmark"),
     noise_variance: Annotated[
-        list[float] | None, typer.Option(min=0, help="As in predict, 0.001 by default; give it again for more levels.")
+        list[float] | None, typer.Option(help="As in predict, 0.001 by default; give it again for more levels.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many pictures, spread over the folder.")] = None,
     batch_size: BatchSize = 8,

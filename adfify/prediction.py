@@ -226,10 +226,10 @@ def _scores(network: Classifier, logits: Moments, probabilities: Tensor, row: in
         yield Score(index, network.label(index), probabilities[row, index].item(), mean, std)
 
 
-def checked_variance(value: float) -> float:
-    """The value, if it can be a variance. Raises InputError."""
+def checked_variance(value: float, name: str = "--noise-variance") -> float:
+    """The value of an option, if it can be a variance. Raises InputError."""
     if not 0 <= value < math.inf:
-        raise InputError(f"the noise variance is {value}; it must be finite and >= 0 (pixels are in [0, 1]).")
+        raise InputError(f"{name} {value}: a variance is finite and >= 0.")
     return value
 
 
