@@ -211,6 +211,7 @@ def predict(
     with _reported(as_json):
         from adfify import display, prediction
 
+        prediction.checked_variance(noise_variance)
         paths = prediction.find_pictures(pictures)
         source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
         _warn_of_random(source)

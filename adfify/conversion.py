@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from adfify import graph, tracing
+from adfify.errors import ModelError
 from adfify.graph import Plan
-from adfify.moments import Moments
+from adfify.moments import Moments, checked_variance
 from adfify.network import ADFNetwork
 from adfify.nn import dropout as dropout_rules
 from adfify.registry import RULES, Rules
@@ -36,7 +37,7 @@ def adfify(
             inputs are integers (they are certain) or optional.
         noise_variance: variance of every element of an input given as a plain tensor, in squared units
             of that tensor (of the *normalised* pixels, where the model takes those).
-        min_variance: lower bound of the variance after every computing operation; with
+        min_variance: lower bound of the variance after every operation that computes one; with
             ``published.RULES`` it is added there, as the published code does. 0 changes nothing.
         rules: the table of rules; ``published.RULES`` for the published code's numerics.
         dropout: ``"off"``, ``"sampled"`` (Monte Carlo dropout: a new mask every pass) or ``"analytic"``
@@ -44,7 +45,8 @@ def adfify(
         share_weights: use the model's own parameters and buffers instead of a copy.
 
     Returns:
-        A ``torch.fx.GraphModule`` with the model's ``state_dict`` keys, device, dtype and training flags. It takes
+        A ``torch.fx.GraphModule`` with the model's ``state_dict`` keys, device, dtype and its modules' training
+        flags (a forward of your own that reads ``self.training`` is traced as the flag is now). It takes
         what the model takes, tensors or Moments, and returns Moments in the structure the model returned.
 
         The variance of this one pass takes units as independent: a ranking, not a calibrated error bar.
@@ -54,8 +56,8 @@ def adfify(
         ModelError: hooks, parametrizations, or a forward that can't be traced.
         ValueError: a negative or non-finite variance, or an unknown dropout policy.
     """
-    _checked_variance("noise_variance", noise_variance)
-    _checked_variance("min_variance", min_variance)
+    checked_variance("noise_variance", noise_variance)
+    checked_variance("min_variance", min_variance)
     return graph.apply(
         inspect(model, example_inputs, rules=rules, dropout=dropout), noise_variance, min_variance, share_weights
     )
@@ -74,8 +76,14 @@ def inspect(
     """
     if isinstance(example_inputs, (Tensor, Moments)):
         example_inputs = (example_inputs,)
+    if not isinstance(example_inputs, (tuple, list, type(None))):
+        raise TypeError(f"example_inputs={example_inputs!r:.60}; give a tensor, or a tuple of what the model takes.")
+    if not isinstance(rules, Rules):
+        raise TypeError(f"rules={rules!r:.60}; give a table of rules, such as adfify.published.RULES.")
+    if isinstance(model, ADFNetwork):
+        raise ModelError(f"{type(model).__name__} is an ADF network already; convert the model it was made from.")
     in_force = _with_dropout(rules, dropout)
-    return graph.plan(tracing.trace(model, example_inputs, in_force), in_force)
+    return graph.plan(tracing.trace(model, tuple(example_inputs) if example_inputs else None, in_force), in_force)
 
 
 def _with_dropout(rules: Rules, policy: str) -> Rules:
@@ -83,8 +91,3 @@ def _with_dropout(rules: Rules, policy: str) -> Rules:
         raise ValueError(f"dropout={policy!r} is unknown; it is one of {', '.join(map(repr, dropout_rules.POLICIES))}.")
     overlay = dropout_rules.POLICIES[policy]
     return rules if overlay is None else overlay.over(rules)
-
-
-def _checked_variance(name: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name}={value!r}; a variance is finite and >= 0.")

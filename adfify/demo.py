@@ -215,7 +215,7 @@ def record(demo: Demo) -> dict[str, Any]:
     }
 
 
-_ONE_PASS, _TRUTH, _MUTED = "#d1495b", "#00798c", "#666666"
+_ONE_PASS, _TRUTH, _MUTED = "#c8373f", "#00708a", "#666666"
 
 
 def draw(demo: Demo, path: Path) -> Path:
@@ -225,14 +225,19 @@ def draw(demo: Demo, path: Path) -> Path:
         CheckpointError: matplotlib is not installed.
     """
     # A figure without pyplot needs no display, and leaves the user's backend alone.
-    figure = needs("matplotlib.figure", "demo").Figure(figsize=(10, 6.4), dpi=160, layout="constrained")
-    figure.suptitle(
-        "One forward pass through EfficientNet-Lite0: a mean and a variance for every logit", fontsize=13, weight="bold"
-    )
+    figure = needs("matplotlib.figure", "demo").Figure(figsize=(10, 6.6), dpi=160)
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
-    for row, axes in enumerate(above.subplots(1, len(demo.paths), squeeze=False)[0]):
+    name, noise = demo.name.partition(":")[2] or demo.name, demo.middle.noise_variance
+    title = f"One pass through {name}: a mean and a std for every logit"
+    above.text(0.5, 0.92, title, size=15, weight="bold", ha="center")
+    above.text(0.56, 0.06, f"top logit ± std under pixel noise of variance {noise:g}:", size=11, ha="right")
+    above.text(0.57, 0.06, "one pass", size=11, weight="bold", color=_ONE_PASS)
+    above.text(0.66, 0.06, "Monte Carlo", size=11, weight="bold", color=_TRUTH)
+    grid = {"left": 0.01, "right": 0.99, "bottom": 0.3, "top": 0.8, "wspace": 0.05}
+    for row, axes in enumerate(above.subplots(1, len(demo.paths), squeeze=False, gridspec_kw=grid)[0]):
         _picture(axes, demo, row)
-    against_noise, ranking = below.subplots(1, 2, width_ratios=(1.35, 1))
+    grid = {"left": 0.065, "right": 0.99, "bottom": 0.13, "top": 0.9, "wspace": 0.16}
+    against_noise, ranking = below.subplots(1, 2, width_ratios=(1.35, 1), gridspec_kw=grid)
     _against_noise(against_noise, demo)
     _ranking(ranking, demo.middle)
     figure.savefig(path)
@@ -243,35 +248,72 @@ def _picture(axes: Axes, demo: Demo, row: int) -> None:
     level = demo.middle
     axes.imshow(demo.pixels[row].permute(1, 2, 0).numpy())
     axes.set_axis_off()
-    axes.set_title(demo.labels[row].split(",")[0], fontsize=10, weight="bold")
-    mean, std = float(level.one_pass_mean[row]), float(level.one_pass_std[row])
-    lines = (
-        (f"{mean:.1f} ± {std:.2f}", _ONE_PASS),
-        (f"{level.true_mean[row]:.1f} ± {level.true_std[row]:.2f}", _TRUTH),
-    )
-    for line, (text, colour) in enumerate(lines):
-        axes.text(0.5, -0.06 - 0.13 * line, text, color=colour, ha="center", va="top", transform=axes.transAxes)
+    axes.set_title(f"{demo.labels[row].split(',')[0]}  {float(demo.probabilities[row]):.0%}", fontsize=11)
+    for line, (mean, std, colour) in enumerate(
+        (
+            (level.one_pass_mean[row], level.one_pass_std[row], _ONE_PASS),
+            (level.true_mean[row], level.true_std[row], _TRUTH),
+        )
+    ):
+        axes.text(
+            0.5, -0.05 - 0.14 * line, f"{float(mean):.2f} ± {float(std):.2f}", color=colour, fontsize=12,
+            weight="bold", ha="center", va="top", transform=axes.transAxes,
+        )  # fmt: skip
 
 
 def _against_noise(axes: Axes, demo: Demo) -> None:
     noise = [level.noise_variance for level in demo.levels]
-    for name, colour, stds in (
-        ("Monte Carlo", _TRUTH, [level.true_std for level in demo.levels]),
-        ("one pass", _ONE_PASS, [level.one_pass_std for level in demo.levels]),
-    ):
-        axes.loglog(noise, torch.stack(stds).numpy(), color=colour, alpha=0.25, linewidth=1)
-        axes.loglog(noise, [_median(std) for std in stds], color=colour, linewidth=2.5, marker="o", label=name)
+    curves = (
+        ("Monte Carlo on the original network", _TRUTH, [level.true_std for level in demo.levels]),
+        ("one pass, units taken as independent", _ONE_PASS, [level.one_pass_std for level in demo.levels]),
+    )
+    for name, colour, stds in curves:
+        axes.plot(noise, torch.stack(stds).numpy(), color=colour, alpha=0.25, linewidth=1)
+        axes.plot(noise, [_median(std) for std in stds], color=colour, linewidth=2.5, marker="o", label=name)
     for level in demo.levels:
-        low, high = _median(level.one_pass_std), _median(level.true_std)
-        axes.plot([level.noise_variance] * 2, [low, high], color=_MUTED, linewidth=1, linestyle=":", zorder=0)
-        axes.annotate(
-            f"{level.std_ratio:.1f}×", (level.noise_variance, math.sqrt(low * high)), ha="center", va="center"
-        )
-    axes.set(xlabel="noise variance of the pixels", ylabel="std of the top logit")
-    axes.legend(frameon=False)
+        ends = [_median(level.one_pass_std), _median(level.true_std)]
+        axes.plot([level.noise_variance] * 2, ends, color=_MUTED, linewidth=1, linestyle=":", zorder=0)
+        place = (level.noise_variance, math.sqrt(ends[0] * ends[1]))
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+        axes.annotate(f"{level.std_ratio:.1f}×", place, ha="center", va="center", weight="bold", bbox=box)
+    _logarithmic(axes)
+    axes.set_xticks(noise)
+    axes.set_title(f"Size: the one-pass std is {_off(demo)}", loc="left", fontsize=11)
+    axes.set(
+        xlabel="noise variance of the pixels, in [0, 1]",
+        ylabel="std of the top logit (bold: median)",
+    )
+    axes.margins(x=0.08)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.22)  # room for the legend
+    axes.legend(frameon=False, loc="upper left")
 
 
 def _ranking(axes: Axes, level: Level) -> None:
-    one_pass, true = level.one_pass.std.flatten(), level.truth.std.flatten()
-    axes.loglog(one_pass.numpy(), true.numpy(), ".", color=_TRUTH, alpha=0.2, markersize=2)
-    axes.set(xlabel="std of a logit, one pass", ylabel="std of a logit, Monte Carlo")
+    one_pass, true = level.one_pass.std.flatten().numpy(), level.truth.std.flatten().numpy()
+    top = "top logits" if math.isnan(level.rank_pictures) else f"top logits: {level.rank_pictures:.2f}"
+    axes.scatter(one_pass, true, s=3, color=_MUTED, alpha=0.25, linewidths=0, rasterized=True)
+    axes.scatter(level.one_pass_std.numpy(), level.true_std.numpy(), s=35, color="black", label=top)
+    _logarithmic(axes)
+    axes.set_title(f"Order: rank correlation {level.rank_logits:.2f} of a picture's logits", loc="left", fontsize=11)
+    axes.set(xlabel="std of a logit in one pass", ylabel="std by Monte Carlo")
+    axes.legend(frameon=False, loc="lower right", handletextpad=0.2)
+
+
+def _off(demo: Demo) -> str:
+    ratios = [level.std_ratio for level in demo.levels]
+    low, high = f"{min(ratios):.1f}", f"{max(ratios):.1f}"
+    if min(ratios) > 1:
+        return f"{low if low == high else f'{low} to {high}'} times too small"
+    return f"the true one divided by {low} to {high}"
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Both axes, ticks at 1, 2, 3 and 5 as plain numbers."""
+    ticker = needs("matplotlib.ticker", "demo")
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.4g}"))
+        axis.set_minor_locator(ticker.NullLocator())
+    axes.spines[["top", "right"]].set_visible(False)

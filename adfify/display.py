@@ -117,9 +117,10 @@ def demo_summary(demo: Demo) -> str:
 
 
 def _sentence(demo: Demo, level: Level) -> str:
+    median = f"median of {len(demo.paths)} pictures" if len(demo.paths) > 1 else "one picture"
     return (
         f"At pixel noise variance {level.noise_variance:g} the one-pass std of the top logit is {off(level.std_ratio)} "
-        f"(median of {len(demo.paths)} pictures; Monte Carlo itself is good to {demo.std_error:.0%}), "
+        f"({median}; Monte Carlo itself is good to {demo.std_error:.0%}), "
         f"and its mean is off by {level.mean_error:.2f} true std."
     )
 

@@ -7,18 +7,18 @@ network computes what the original does, and its code reads like the original's.
 from __future__ import annotations
 
 import inspect
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import fx, nn
 
-from adfify import tracing
+from adfify import inplace, tracing
 from adfify.errors import MissingOp, UnsupportedOpsError
+from adfify.inplace import target_of
 from adfify.moments import as_moments
 from adfify.network import ADFNetwork
-from adfify.registry import Rule, Rules, Target, target_name
+from adfify.registry import Rule, Rules, target_name
 from adfify.skeleton import Skeleton
 
 Action = Literal["input", "convert", "keep", "missing", "output"]
@@ -85,19 +85,51 @@ class Plan:
 
 def plan(traced: tracing.Traced, rules: Rules) -> Plan:
     """Decide what becomes of every node, without touching the model."""
-    unsafe = _functionalize(traced, rules)
+    order = {node: position for position, node in enumerate(traced.graph.nodes)}
     uncertain: set[fx.Node] = set()
     steps = []
     for node in traced.graph.nodes:
         step = _step(node, traced, rules, uncertain)
-        if node in unsafe:
-            step = Step(node, "missing", step.op, None, (_missing(node, step.op, unsafe[node]),))
-        if step.action == "input" or (step.action == "convert" and step.rule and not step.rule.certain):
-            uncertain.add(node)
-        if step.action == "missing":
+        if step.action == "convert":
+            step = _after_writing(step, traced.root, rules, order)
+        certain = step.action in ("keep", "output") or (step.action == "convert" and step.rule and step.rule.certain)
+        if not certain:
             uncertain.add(node)
         steps.append(step)
-    return Plan(traced, tuple(steps), rules)
+    return Plan(traced, tuple(_without_mixed_modules(steps, traced.root)), rules)
+
+
+def _after_writing(step: Step, root: nn.Module, rules: Rules, order: dict[fx.Node, int]) -> Step:
+    """Where the original writes in place: point later readers at the result, or report what can't be kept.
+
+    See Note [In-place operations]. What stays as it is (certain) really writes, and needs nothing.
+    """
+    node, written = step.node, inplace.written_by(step.node, root)
+    if written is None:
+        return step
+    reason = ""
+    if written.op == "get_attr":
+        reason = f"it writes an uncertain value in place into '{written.target}', a parameter, buffer or constant"
+    for alias in inplace.aliases(written, root, rules):
+        if alias is not node and any(order[user] > order[node] for user in alias.users):
+            reason = f"it writes in place into a tensor that '{alias.name}' shares, which is read afterwards"
+    if reason:
+        return Step(node, "missing", step.op, None, (_missing(node, step.op, reason),))
+    for user in [user for user in written.users if order[user] > order[node]]:
+        user.replace_input_with(written, node)
+    return step
+
+
+def _without_mixed_modules(steps: list[Step], root: nn.Module) -> Iterator[Step]:
+    """A module that is called on uncertain and on certain tensors can't be both converted and kept."""
+    called = [step for step in steps if step.node.op == "call_module"]
+    converted = {id(root.get_submodule(str(step.node.target))) for step in called if step.action == "convert"}
+    for step in steps:
+        mixed = step in called and step.action == "keep"
+        if mixed and id(root.get_submodule(str(step.node.target))) in converted:
+            reason = "it is called on a certain tensor here, and on an uncertain one elsewhere"
+            step = Step(step.node, "missing", step.op, None, (_missing(step.node, step.op, reason),))
+        yield step
 
 
 def apply(plan: Plan, noise_variance: float, min_variance: float, share_weights: bool) -> ADFNetwork:
@@ -132,7 +164,7 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
             env[step.node] = graph.create_node(
                 "call_function", as_moments, (new, noise, str(step.node.target)), name=f"{step.node.name}_moments"
             )
-        if step.action == "convert" and step.rule is not None and step.rule.keeps and min_variance > 0:
+        if step.action == "convert" and step.rule is not None and plan.rules.keeps(step.rule) and min_variance > 0:
             env[step.node] = graph.create_node(
                 "call_function", plan.rules.keep_variance, (new, min_variance), name=f"{step.node.name}_kept"
             )
@@ -143,7 +175,9 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
 def _emit(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node]) -> fx.Node:
     node = step.node
     if step.action != "convert" or step.rule is None or node.op == "call_module":
-        return graph.node_copy(node, env.__getitem__)
+        new = graph.node_copy(node, env.__getitem__)
+        new.target = inplace.KEPT.get(node.target, node.target)
+        return new
     args, kwargs = fx.map_arg((_call_args(node), node.kwargs), env.__getitem__)
     new = graph.create_node("call_function", step.rule.apply, tuple(args), dict(kwargs), name=node.name)
     new.meta = dict(node.meta)
@@ -164,7 +198,7 @@ def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx
         return Step(node, "output", "output")
     if node.op == "get_attr":
         return Step(node, "keep", "parameter or buffer")
-    target = _target(node, traced.root)
+    target = target_of(node, traced.root)
     op = target_name(target)
     if not any(argument in uncertain for argument in node.all_input_nodes):
         # Note [No uncertain input, no conversion]
@@ -182,15 +216,6 @@ def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx
         if children:
             return Step(node, "missing", op, rule, children)
     return Step(node, "convert", op, rule)
-
-
-def _target(node: fx.Node, root: nn.Module) -> Target:
-    """What the registry knows a node by."""
-    if node.op == "call_module":
-        return type(root.get_submodule(str(node.target)))
-    if node.target is getattr:
-        return f".{node.args[1]}"
-    return node.target
 
 
 def _call_args(node: fx.Node) -> tuple[Any, ...]:
@@ -247,89 +272,3 @@ def _nodes_in(value: Any) -> Sequence[fx.Node]:
     found: list[fx.Node] = []
     fx.map_arg(value, found.append)
     return found
-
-
-# Note [In-place operations]
-# A rule never writes into its input. Where the original does, every later reader of that input must see the
-# result, so those readers are pointed at it. What can't be expressed so, a write through a view of a tensor that is
-# read afterwards, is reported as missing rather than computed wrongly.
-
-
-def _functionalize(traced: tracing.Traced, rules: Rules) -> dict[fx.Node, str]:
-    """Point later readers of a tensor written in place at the result; the rest comes back with its reason."""
-    order = {node: position for position, node in enumerate(traced.graph.nodes)}
-    unsafe: dict[fx.Node, str] = {}
-    for node in traced.graph.nodes:
-        written = _written(node, traced.root)
-        if written is None:
-            continue
-        for alias in _aliases(written, traced.root, rules):
-            if alias is not node and any(order[user] > order[node] for user in alias.users):
-                unsafe[node] = f"it writes in place into a tensor that '{alias.name}' shares, which is read afterwards"
-        for user in [user for user in written.users if order[user] > order[node]]:
-            user.replace_input_with(written, node)
-    return unsafe
-
-
-def _aliases(written: fx.Node, root: nn.Module, rules: Rules) -> set[fx.Node]:
-    """Nodes that may share the memory of ``written``, itself left out."""
-
-    def shares(node: fx.Node) -> fx.Node | None:
-        """The node of whose memory ``node`` may be a view."""
-        if node.op not in ("call_function", "call_method", "call_module") or not node.args:
-            return None
-        if _written(node, root) is not None:
-            return None
-        rule = rules.find(_target(node, root))
-        source = node.args[0]
-        return source if rule is not None and rule.alias and isinstance(source, fx.Node) else None
-
-    base = written
-    while (source := shares(base)) is not None:
-        base = source
-    group, queue = {base}, [base]
-    while queue:
-        current = queue.pop()
-        new = [user for user in current.users if user not in group and shares(user) is current]
-        group.update(new)
-        queue += new
-    return group - {written}
-
-
-def _written(node: fx.Node, root: nn.Module) -> fx.Node | None:
-    """The node into whose tensor this one writes, if it does."""
-    if not (node.args and isinstance(node.args[0], fx.Node)):
-        return None
-    if node.op == "call_module":
-        writes = getattr(root.get_submodule(str(node.target)), "inplace", False) is True
-    elif node.op == "call_method":
-        name = str(node.target)
-        writes = name.endswith("_") and not name.endswith("__")
-    elif node.op == "call_function":
-        writes = _function_writes(node)
-    else:
-        return None
-    return node.args[0] if writes else None
-
-
-_INPLACE_OPERATORS: frozenset[Callable[..., Any]] = frozenset(
-    {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem}
-)
-
-
-def _function_writes(node: fx.Node) -> bool:
-    function = node.target
-    assert callable(function)
-    name = getattr(function, "__name__", "")
-    if function in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")):
-        return True
-    if node.kwargs.get("inplace") is True:
-        return True
-    try:
-        parameters = list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # a builtin without a signature has no `inplace` argument either
-        return False
-    if "inplace" not in parameters:
-        return False
-    position = parameters.index("inplace")
-    return len(node.args) > position and node.args[position] is True

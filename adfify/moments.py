@@ -126,6 +126,12 @@ def as_moments(value: Any, noise_variance: float, name: str = "input") -> Any:
     return Moments(value, torch.full_like(value, noise_variance))
 
 
+def checked_variance(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` can be one variance for all elements."""
+    if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value!r:.60}; it is one finite number >= 0, or give Moments(x, variance) as input.")
+
+
 def floor(x: Moments, min_variance: float) -> Moments:
     """The default meaning of ``min_variance``: a lower bound, which changes nothing above it."""
     return Moments(x.mean, x.variance.clamp(min=min_variance))

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from adfify.errors import AdfifyError, InputError, ModelError
-from adfify.moments import Moments
+from adfify.moments import Moments, checked_variance
 
 # Note [Its own copy and pickle]
 # A torch.fx.GraphModule keeps only what its graph refers to, and is pickled as source code that is traced anew when
@@ -46,6 +46,11 @@ class ADFNetwork(fx.GraphModule):
         self.noise_variance = noise_variance
         self.plan = plan
         self._name = name
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "noise_variance":
+            checked_variance(name, value)
+        super().__setattr__(name, value)
 
     def _adopt(self, root: nn.Module) -> None:
         """Take over a whole tree of modules, in its order."""

@@ -21,7 +21,7 @@ from adfify.preprocessing import Preprocessing
 
 ONE_PASS = (
     "± is the one-pass standard deviation: units are taken as independent, which on deep networks makes it too small. "
-    "It ranks pictures by uncertainty; it is not a calibrated error bar."
+    "At best it ranks, and roughly; it is not a calibrated error bar."
 )
 """What has to stand beside every ± that is shown to anybody."""
 

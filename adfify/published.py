@@ -57,7 +57,8 @@ def add(x: Moments, min_variance: float) -> Moments:
     return Moments(x.mean, keep_variance(x.variance, min_variance))
 
 
-RULES = Rules(registry.RULES, keep_variance=add)
+# Not after the addition of a residual.
+RULES = Rules(registry.RULES, keep_variance=add, keeping=registry.COMPUTING - {"arithmetic"})
 """The published rules, over the default ones."""
 
 register = partial(RULES.register, source=LOQUERCIO)

@@ -36,8 +36,8 @@ FAMILIES = (
 )
 """What a rule belongs to; its oracles in the tests follow from it (see DESIGN.md, families)."""
 
-# The families after whose operations ``min_variance`` is applied: those that compute a new variance.
-KEEPING = frozenset({"affine", "normalization", "elementwise", "pooling", "softmax", "dropout", "custom"})
+COMPUTING = frozenset(FAMILIES) - {"structural", "metadata"}
+"""The families whose operations compute a new variance, after which ``min_variance`` is applied by default."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,6 @@ class Rule:
         """Whether the result is no random tensor: a shape, a dtype, a size."""
         return self.family == "metadata"
 
-    @property
-    def keeps(self) -> bool:
-        """Whether ``min_variance`` is applied to the result."""
-        return self.family in KEEPING
-
 
 class Rules:
     """A table of rules, possibly laid over another: what it lacks is looked up there.
@@ -124,12 +119,16 @@ class Rules:
     Args:
         parent: the table beneath.
         keep_variance: what ``min_variance`` means: by default a floor, in the published code an addition.
+        keeping: the families after whose operations it is applied.
     """
 
-    def __init__(self, parent: Rules | None = None, keep_variance: Keep | None = None) -> None:
+    def __init__(
+        self, parent: Rules | None = None, keep_variance: Keep | None = None, keeping: frozenset[str] | None = None
+    ) -> None:
         self._parent = parent
         self._rules: dict[Target, Rule] = {}
         self.keep_variance: Keep = keep_variance or (parent.keep_variance if parent else floor)
+        self.keeping: frozenset[str] = keeping or (parent.keeping if parent else COMPUTING)
 
     def register(
         self,
@@ -178,6 +177,10 @@ class Rules:
         if rule is None and self._parent is not None:
             return self._parent.find(target)
         return rule
+
+    def keeps(self, rule: Rule) -> bool:
+        """Whether ``min_variance`` is applied to the result of a rule."""
+        return rule.family in self.keeping
 
     def over(self, other: Rules) -> Rules:
         """This table's own rules laid over another table."""

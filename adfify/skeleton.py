@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from adfify.nn.module import counterpart
 from adfify.registry import Rules
@@ -61,7 +61,11 @@ class Skeleton:
             return self._fill(source, lambda: counterpart(source, type(source)), self._mirror)
         if id(source) in self._kept:
             return self._plain(source)
-        return self._fill(source, lambda: Scope(type(source).__qualname__), self._mirror)
+        scope = self._fill(source, lambda: Scope(type(source).__qualname__), self._mirror)
+        for name, value in vars(source).items():
+            if isinstance(value, Tensor):  # a tensor that is neither parameter nor buffer: the graph may refer to it
+                scope.register_buffer(name, self._weight(value), persistent=False)
+        return scope
 
     def _by_rule(self, source: nn.Module) -> nn.Module:
         """A child of a converted module: converted by the rule of its own class, which the plan has found."""

@@ -7,6 +7,7 @@ is the next engine; both would end in the same :class:`Traced` and the same regi
 from __future__ import annotations
 
 import inspect
+import operator
 import sys
 import traceback
 from collections.abc import Iterator
@@ -88,20 +89,26 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, rules: Rules
         name: value for name, value in zip(names, given, strict=False) if not isinstance(value, (Tensor, Moments))
     }
     baked = {**defaults, **concrete}
-    with _constants_taken_from(root) as constants:
+    with _left_untouched(root) as constants:
         graph = _symbolic(root, rules, baked)
-    _drop_baked(graph, [name in baked for name in names])
+    _drop_unused_rest(graph, type(root).__name__)
     return Traced(root, graph, "torch.fx", constants, frozenset(certain - set(baked)))
 
 
-def _drop_baked(graph: fx.Graph, baked: list[bool]) -> None:
-    """Remove the inputs whose values were traced in, and torch.fx's assertions that they stay so."""
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    for node, drop in zip(inputs, baked, strict=False):
-        if drop:
-            for user in [other for first in node.users for other in (*first.users, first)]:
-                graph.erase_node(user)
-            graph.erase_node(node)
+class _Proxy(fx.Proxy):
+    """Keeps `y += x` in place: torch.fx makes it `y = y + x`, which the other names of y would miss."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
 
 class _Tracer(fx.Tracer):
@@ -111,7 +118,7 @@ class _Tracer(fx.Tracer):
     # Buffers stay references: baked in as constants they would go stale, silently, at the next load_state_dict.
     proxy_buffer_attributes = True
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, baked: dict[str, Any]) -> None:
         functions = [target for rule in rules for target in rule.targets if inspect.isfunction(target)]
         super().__init__(autowrap_functions=tuple(functions))
         modules = {function.__module__ for function in functions}
@@ -119,6 +126,14 @@ class _Tracer(fx.Tracer):
         homes = (sys.modules.get(name) for name in modules if not name.startswith("torch."))
         self._autowrap_search += [home for home in homes if home is not None]
         self._rules = rules
+        self._baked = baked
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def _proxy_placeholder(self, name: str, *args: Any) -> Any:
+        # Inputs left at their defaults, or that are no tensors, are what they are, and no inputs of the graph.
+        return self._baked[name] if name in self._baked else super()._proxy_placeholder(name, *args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self._rules.find(type(m)) is not None:
@@ -126,10 +141,24 @@ class _Tracer(fx.Tracer):
         return type(m).__module__.startswith("torch.nn.") and type(m) not in _LOOPS
 
 
-def _symbolic(root: nn.Module, rules: Rules, concrete: dict[str, Any]) -> fx.Graph:
-    tracer = _Tracer(rules)
+def _drop_unused_rest(graph: fx.Graph, model: str) -> None:
+    """Remove `*args` and `**kwargs` that the model does nothing with."""
+    for node in [node for node in graph.nodes if node.op == "placeholder" and str(node.target).startswith("*")]:
+        if node.users:
+            raise ModelError(
+                f"{model}.forward uses {node.target}, whose contents can't be traced; name its inputs one by one."
+            )
+        graph.erase_node(node)
+
+
+def _symbolic(root: nn.Module, rules: Rules, baked: dict[str, Any]) -> fx.Graph:
+    tracer, random_state = _Tracer(rules, baked), torch.get_rng_state()
     try:
-        return tracer.trace(root, concrete_args=concrete or None)
+        graph = tracer.trace(root)
+        if not torch.equal(torch.get_rng_state(), random_state):
+            torch.set_rng_state(random_state)
+            raise RuntimeError("forward draws random numbers, which tracing would freeze")
+        return graph
     except Exception as error:
         location = _user_line(traceback.extract_tb(error.__traceback__))
         raise ModelError(
@@ -190,12 +219,14 @@ def _refuse_hooks(root: nn.Module) -> None:
         if torch.nn.utils.parametrize.is_parametrized(module):
             names = ", ".join(module.parametrizations.keys())
             found.append(f"{where}: parametrization of {names}")
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            found.append(f"{where}: extra state (get_extra_state), which its state_dict would lose")
         for kind, hooks in (("forward hook", module._forward_hooks), ("forward pre-hook", module._forward_pre_hooks)):
             found += [f"{where}: {kind} {_hook_name(hook)}" for hook in hooks.values()]
     if found:
         lines = "\n".join(f"  - {line}" for line in found)
         raise ModelError(
-            f"{type(root).__name__} has forward hooks or parametrizations, which tracing would silently ignore:\n"
+            f"{type(root).__name__} has hooks, parametrizations or extra state, which tracing would silently ignore:\n"
             f"{lines}\nRemove them (handle.remove(), torch.nn.utils.parametrize.remove_parametrizations, "
             "torch.nn.utils.remove_weight_norm ...) or write what they do into the module's forward, and convert again."
         )
@@ -214,13 +245,23 @@ def _is_uncertain(value: Any) -> bool:
     return isinstance(value, Moments) or (isinstance(value, Tensor) and value.is_floating_point())
 
 
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
 @contextmanager
-def _constants_taken_from(root: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """torch.fx stores tensors made during tracing on the model; take them off it again."""
-    before = set(root.__dict__)
+def _left_untouched(root: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Undo what a traced forward stores on the model; the tensors that torch.fx puts there are what it yields."""
+    before = [(module, dict(vars(module)), [dict(vars(module)[t]) for t in _TABLES]) for module in root.modules()]
     constants: dict[str, Tensor] = {}
     try:
         yield constants
     finally:
-        for name in set(root.__dict__) - before:
-            constants[name] = root.__dict__.pop(name)
+        for name in set(vars(root)) - set(before[0][1]):
+            if isinstance(vars(root)[name], Tensor):
+                constants[name] = vars(root)[name]
+        for module, attributes, tables in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for table, content in zip(_TABLES, tables, strict=True):
+                vars(module)[table].clear()
+                vars(module)[table].update(content)

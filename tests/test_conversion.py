@@ -434,11 +434,11 @@ def test_a_registered_function_and_module_of_the_users_own(x):
 
 
 def test_published_style_calls_unpack():
-    conv, bn, relu = adfify.nn.Conv2d(3, 4, 3), adfify.nn.BatchNorm2d(4), adfify.nn.ReLU()
+    conv, bn, relu = adfify.nn.Conv2d(3, 4, 3), adfify.nn.BatchNorm2d(4).eval(), adfify.nn.ReLU()
     x, v = torch.randn(2, 3, 6, 6), torch.rand(2, 3, 6, 6)
     mean, variance = relu(*bn(*conv(x, v)))
     chained = adfify.nn.Sequential(conv, bn, relu)(x, v)
-    assert torch.equal(chained.mean, mean) or bn.training
+    assert torch.equal(chained.mean, mean)
     assert mean.shape == variance.shape == (2, 4, 4, 4)
 
 
@@ -453,3 +453,124 @@ def test_sequential_has_all_of_torchs_ways():
     assert [type(module).__name__ for module in chain] == ["ReLU", "Sigmoid", "LeakyReLU"]
     x, v = torch.randn(4, 3), torch.rand(4, 3)
     assert torch.equal(chain(x, v).variance, chain(Moments(x, v)).variance)
+
+
+class Holds(nn.Module):
+    """A child that keeps a plain tensor and stores what it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.constant = torch.full((4, 1), 3.0)
+        self.seen = None
+
+    def forward(self, x):
+        self.seen = x * 2
+        return self.seen + self.constant
+
+
+def test_a_plain_tensor_attribute_is_found_and_stored_results_leave_no_trace():
+    model, x = nn.Sequential(nn.Linear(4, 4), Holds()), torch.randn(4, 4)
+    adf = adfify.adfify(model, noise_variance=0.0)
+    assert model[1].seen is None
+    pickle.dumps(model)
+    assert torch.equal(adf(x).mean, model(x))
+    assert torch.equal(copy.deepcopy(adf)(x).mean, model(x))
+    assert list(adf.state_dict()) == list(model.state_dict())
+
+
+def test_augmented_assignment_is_seen_through_every_name():
+    class Both(nn.Module):
+        def forward(self, x, offset=(1, 2), **unused):
+            h = x * 2
+            outs = [h]
+            h += x
+            outs.append(h)
+            n = x.size(0)
+            m = n
+            n += offset[1]
+            return [*outs, x * m, x * n]
+
+    x = torch.randn(3, 4)
+    for got, expected in zip(adfify.adfify(Both(), noise_variance=0.0)(x), Both()(x), strict=True):
+        assert torch.equal(got.mean, expected)
+
+
+@pytest.mark.parametrize("kind", ["constant", "buffer"])
+def test_an_uncertain_write_into_the_models_own_tensor_is_refused(kind):
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("total", torch.zeros(3))
+
+        def forward(self, x):
+            into = self.total if kind == "buffer" else torch.zeros(3)
+            into.add_(x)
+            return into * 2
+
+    with pytest.raises(UnsupportedOpsError, match=r"add_.*writes an uncertain value in place into"):
+        adfify.adfify(Writes())
+
+
+def test_a_module_on_certain_and_on_uncertain_tensors_is_refused():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+            self.query = nn.Parameter(torch.zeros(3))
+
+        def forward(self, x):
+            return self.linear(x) + self.linear(self.query)
+
+    with pytest.raises(UnsupportedOpsError, match="on a certain tensor here, and on an uncertain one elsewhere"):
+        adfify.adfify(Mixed())
+
+
+def test_random_numbers_star_arguments_and_extra_state_are_refused():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + torch.rand(3)
+
+    class Star(nn.Module):
+        def forward(self, *xs):
+            return xs[0]
+
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"version": 1}
+
+    with pytest.raises(ModelError, match=r"draws random numbers"):
+        adfify.adfify(Noisy())
+    with pytest.raises(ModelError, match=r"uses \*xs"):
+        adfify.adfify(Star())
+    with pytest.raises(ModelError, match=r"'0' .*extra state"):
+        adfify.adfify(nn.Sequential(Extra(2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rules": adfify.published}, "rules=<module"),
+        ({"noise_variance": "a"}, "noise_variance='a'"),
+        ({"noise_variance": torch.rand(3)}, "noise_variance=tensor"),
+        ({"example_inputs": 3}, "example_inputs=3"),
+    ],
+)
+def test_wrong_options_are_repeated(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        adfify.adfify(nn.Linear(2, 2), **options)
+
+
+def test_converting_twice_and_a_negative_variance_later_are_refused():
+    adf = adfify.adfify(nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="ADF network already"):
+        adfify.adfify(adf)
+    with pytest.raises(ValueError, match=r"noise_variance=-1\.0"):
+        adf.noise_variance = -1.0
+
+
+def test_min_variance_is_a_floor_after_arithmetic_too():
+    class Shrink(nn.Module):
+        def forward(self, x):
+            return x * 0.001
+
+    assert adfify.adfify(Shrink(), min_variance=0.1)(torch.randn(3)).variance.min() == 0.1
