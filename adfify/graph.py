@@ -62,6 +62,15 @@ class Plan:
         """Every place without a rule."""
         return tuple(op for step in self.steps for op in step.missing)
 
+    def __str__(self) -> str:
+        """One line for each operation: its name in the graph, what it is, and the rule or why there is none."""
+        lines = [f"{self.model}, traced by {self.traced.engine}:"]
+        for step in self.steps:
+            rule = step.rule.name if step.rule is not None and step.action == "convert" else ""
+            said = "; ".join(op.reason for op in step.missing) or rule
+            lines.append(f"  {step.node.name:24} {step.action:8} {step.op:36} {said}".rstrip())
+        return "\n".join(lines)
+
     def records(self) -> list[dict[str, Any]]:
         """The steps as plain data, for JSON: node, action, op, module path, rule, exact."""
         return [

@@ -158,9 +158,15 @@ class ResNetADF(nn.Module):
         self.AvgPool2d = AvgPool2d(4, keep_variance_fn=keep)
         self.linear = Linear(512 * block.expansion, num_classes, keep_variance_fn=keep)
 
-    def forward(self, x: Tensor | Moments) -> Moments:
-        """Logits ``[N, num_classes]`` of images ``[N, 3, 32, 32]``; the result unpacks into mean and variance."""
-        out = self.bn1(self.conv1(as_moments(x, self.noise_variance)))
+    def forward(self, x: Tensor | Moments, variance: Tensor | None = None) -> Moments:
+        """Logits ``[N, num_classes]`` of images ``[N, 3, 32, 32]``; the result unpacks into mean and variance.
+
+        Args:
+            x: images; a plain tensor has ``noise_variance`` everywhere, unless ``variance`` is given.
+            variance: of the images, broadcastable to them.
+        """
+        images = Moments(x, variance) if isinstance(x, Tensor) and variance is not None else x
+        out = self.bn1(self.conv1(as_moments(images, self.noise_variance)))
         out = self.dropout(self.ReLU(out))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         return self.linear(structural.flatten(self.AvgPool2d(out), 1))  # type: ignore[no-any-return]

@@ -145,10 +145,12 @@ def save(
     network = copy.deepcopy(adf).eval().requires_grad_(False).cpu()
     exported = export(network, _examples(network, preprocessing, example_inputs))
     text = json.dumps(_metadata(network, exported, preprocessing, labels))
+    unfinished = target.with_name(f".{target.stem}-unfinished.pt2")  # so that an interrupted save leaves no program
     try:
-        torch.export.save(exported.program, target, extra_files={METADATA: text})
+        torch.export.save(exported.program, unfinished, extra_files={METADATA: text})
+        unfinished.replace(target)
     except Exception as error:  # torch raises nearly any type here
-        target.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise ExportError(f"{target} can't be written: {type(error).__name__}: {error}") from error
     return target
 

@@ -100,7 +100,7 @@ class Rule:
     tolerance: float
     alias: bool
     only: Mapping[str, Any]
-    cases: tuple[Case, ...]
+    cases: tuple[Case, ...] = field(repr=False)
 
     @property
     def name(self) -> str:

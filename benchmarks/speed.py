@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 import adfify
@@ -76,7 +76,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the measurements here.")] = None,
 ) -> None:
     """Time of the ADF pass in units of the plain network's."""
-    table = Table("network", "form", "batch", "median ratio", "ratio of the shortest times", "rounds")
+    table = Table(Column("network", no_wrap=True), "form", "batch", "ratio, median", "ratio, minimum", "rounds")
     results = []
     for spec in model or MODELS:
         for result in measure(spec, compile, rounds, batch_size, device):

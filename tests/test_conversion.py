@@ -394,6 +394,8 @@ def test_inspect_reports_the_plan_without_raising():
     plan = adfify.inspect(Exotic())
     assert {op.op for op in plan.missing} == {"torch.fft.rfft", "torch.logcumsumexp", "torch.nn.LPPool1d"}
     assert plan.traced.engine == "torch.fx"
+    assert "torch.logcumsumexp" in str(plan)
+    assert "there is no rule for it" in str(plan)
     records = adfify.inspect(Small()).records()
     assert {record["action"] for record in records} == {"input", "convert", "keep", "output"}
     assert next(record for record in records if record["node"] == "head")["rule"] == "adfify.nn.affine.Linear"

@@ -259,3 +259,9 @@ def test_code_in_the_published_style_runs():
     mean, variance = network(u(0, (2, 3, 8, 8)) - 0.5, u(1, (2, 3, 8, 8)))
     assert mean.shape == variance.shape == (2, 4, 2, 2)
     assert variance.min() > 0.125
+
+
+def test_two_tensors_are_a_mean_and_a_variance():
+    network, x = models.ResNet18ADF().eval(), torch.randn(1, 3, 32, 32)
+    variance = torch.full_like(x, 0.02)
+    assert torch.equal(network(x, variance).variance, network(Moments(x, variance)).variance)
