@@ -22,8 +22,8 @@ from adfify.preprocessing import Preprocessing
 METADATA = "adfify.json"
 FORMAT = 1
 NOTE = (
-    "The variance takes units as independent. On deep networks it is too small, often by an order of magnitude: it "
-    "ranks inputs by uncertainty, it is not a calibrated error bar."
+    "The variance takes units as independent. On deep networks it is too small, often by an order of magnitude. "
+    "At best it ranks, roughly; it is not a calibrated error bar."
 )
 
 
