@@ -134,8 +134,8 @@ def _without_mixed_modules(steps: list[Step], root: nn.Module) -> Iterator[Step]
     called = [step for step in steps if step.node.op == "call_module"]
     converted = {id(root.get_submodule(str(step.node.target))) for step in called if step.action == "convert"}
     for step in steps:
-        mixed = step in called and step.action == "keep"
-        if mixed and id(root.get_submodule(str(step.node.target))) in converted:
+        kept = step.node.op == "call_module" and step.action == "keep"
+        if kept and id(root.get_submodule(str(step.node.target))) in converted:
             reason = "it is called on a certain tensor here, and on an uncertain one elsewhere"
             step = Step(step.node, "missing", step.op, None, (_missing(step.node, step.op, reason),))
         yield step

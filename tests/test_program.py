@@ -202,7 +202,8 @@ def test_two_uncertain_inputs_and_a_certain_one(tmp_path):
 
 
 def test_torchvision_resnet18(tmp_path):
-    models = pytest.importorskip("torchvision.models")
+    from torchvision import models
+
     torch.manual_seed(0)
     adf = adfify(models.resnet18(num_classes=10).eval())
     path = save(adf, tmp_path / "resnet18.pt2", example_inputs=torch.randn(1, 3, 32, 32))
@@ -213,7 +214,8 @@ def test_torchvision_resnet18(tmp_path):
 
 @pytest.mark.slow
 def test_timm_efficientnet_lite0(tmp_path):
-    timm = pytest.importorskip("timm")
+    import timm
+
     torch.manual_seed(0)
     adf = adfify(timm.create_model("efficientnet_lite0").eval())
     path = save(adf, tmp_path / "lite0.pt2", preprocessing=Preprocessing(input_size=(3, 64, 64)))
