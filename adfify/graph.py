@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import fx, nn
 
 from adfify import tracing
@@ -320,6 +321,9 @@ _INPLACE_OPERATORS: frozenset[Callable[..., Any]] = frozenset(
 def _function_writes(node: fx.Node) -> bool:
     function = node.target
     assert callable(function)
+    if isinstance(function, torch._ops.OpOverload):
+        written = function._schema.arguments[0].alias_info
+        return written is not None and written.is_write
     name = getattr(function, "__name__", "")
     if function in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")):
         return True
