@@ -237,11 +237,10 @@ def _names(target: Target) -> Iterator[Target]:
         return
     packet = target.overloadpacket
     yield packet
-    name = packet.__name__
-    for home in (torch, torch._C._nn, functional):
-        if hasattr(home, name):
-            yield getattr(home, name)
-    yield name
+    # An in-place overload (silu_) has the arguments of the one that is not, and that is what a rule computes.
+    for name in dict.fromkeys((packet.__name__, packet.__name__.rstrip("_"))):
+        yield from (getattr(home, name) for home in (torch, torch._C._nn, functional) if hasattr(home, name))
+        yield name
 
 
 def target_name(target: Target) -> str:
