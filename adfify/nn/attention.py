@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from adfify import gaussian
 from adfify.moments import Moments
@@ -204,6 +205,20 @@ def _weights(mean: Tensor, shift: Tensor, variance: Tensor | None, average: bool
     if average:
         shift, variance = shift.mean(1), variance.mean(1) / heads
     return Moments(mean + shift.reshape(mean.shape).to(mean.dtype), variance.reshape(mean.shape).to(mean.dtype))
+
+
+@register(
+    NonDynamicallyQuantizableLinear, family="affine", exact=True, source="as Linear",
+    cases=[case(Uncertain((3, 5)), init={"in_features": 5, "out_features": 4})],
+)  # fmt: skip
+class OutProjection(ADFModule, NonDynamicallyQuantizableLinear):
+    """The class of nn.MultiheadAttention's last layer, for models that call it themselves."""
+
+    def forward(self, input: Moments) -> Moments:
+        return linear(input, self.weight, self.bias)
+
+    def _get_name(self) -> str:
+        return "NonDynamicallyQuantizableLinear"
 
 
 def _self(shape: tuple[int, ...], *args: Any, heads: int = 2, **options: Any) -> Any:

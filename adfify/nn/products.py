@@ -133,7 +133,7 @@ def outer(input: Moments | Tensor, vec2: Moments | Tensor) -> Moments:
 _IN_PLACE: dict[str, Any] = {"beta": 0.5, "alpha": -2.0}
 
 
-@products("addmm_", cases=[case(Uncertain((3, 5)), Uncertain((3, 4)), Certain((4, 5)), **_IN_PLACE)])
+@products("addmm_", cases=[case(Uncertain((3, 5)), Certain((3, 4)), Certain((4, 5)), **_IN_PLACE)])
 @products(
     torch.addmm,
     "addmm",
@@ -149,7 +149,7 @@ def addmm(
     return _fused(partial(torch.addmm, beta=beta, alpha=alpha), input, mm, mat1, mat2, beta, alpha)
 
 
-@products("addmv_", cases=[case(Uncertain((3,)), Uncertain((3, 4)), Certain((4,)), **_IN_PLACE)])
+@products("addmv_", cases=[case(Uncertain((3,)), Certain((3, 4)), Certain((4,)), **_IN_PLACE)])
 @products(torch.addmv, "addmv", cases=[case(Certain((3,)), Certain((3, 4)), Uncertain((4,)), beta=0.5, alpha=-2.0)])
 def addmv(
     input: Moments | Tensor, mat: Moments | Tensor, vec: Moments | Tensor, *, beta: float = 1, alpha: float = 1
@@ -157,7 +157,7 @@ def addmv(
     return _fused(partial(torch.addmv, beta=beta, alpha=alpha), input, mv, mat, vec, beta, alpha)
 
 
-@products("baddbmm_", cases=[case(Uncertain((2, 3, 5)), Uncertain((2, 3, 4)), Certain((2, 4, 5)), **_IN_PLACE)])
+@products("baddbmm_", cases=[case(Uncertain((2, 3, 5)), Certain((2, 3, 4)), Certain((2, 4, 5)), **_IN_PLACE)])
 @products(
     torch.baddbmm,
     "baddbmm",
@@ -172,7 +172,7 @@ def baddbmm(
     return _fused(partial(torch.baddbmm, beta=beta, alpha=alpha), input, bmm, batch1, batch2, beta, alpha)
 
 
-@products("addcmul_", cases=[case(Uncertain((3, 4)), Uncertain((3, 1)), Certain((4,)), value=-2.0)])
+@products("addcmul_", cases=[case(Uncertain((3, 4)), Certain((3, 1)), Certain((4,)), value=-2.0)])
 @products(
     torch.addcmul,
     "addcmul",
