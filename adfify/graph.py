@@ -19,7 +19,7 @@ from adfify.inplace import target_of
 from adfify.moments import as_moments
 from adfify.network import ADFNetwork
 from adfify.registry import Rule, Rules, target_name
-from adfify.skeleton import Skeleton
+from adfify.skeleton import CONTAINERS, Skeleton
 
 Action = Literal["input", "convert", "keep", "missing", "output"]
 
@@ -238,15 +238,18 @@ def _missing(node: fx.Node, op: str, reason: str) -> MissingOp:
 
 def _missing_children(node: fx.Node, module: nn.Module, rule: Rule, rules: Rules) -> Iterator[MissingOp]:
     """Of a module whose rule calls its converted children: those that have no rule themselves."""
-    if not getattr(rule.apply, "converts_children", False):
-        return
+    if getattr(rule.apply, "converts_children", False):
+        yield from _missing_below(node, module, str(node.target), rules)
+
+
+def _missing_below(node: fx.Node, module: nn.Module, above: str, rules: Rules) -> Iterator[MissingOp]:
     for name, child in module.named_children():
-        op, path = target_name(type(child)), f"{node.target}.{name}"
+        op, path = target_name(type(child)), f"{above}.{name}"
         found = rules.find(type(child))
-        if found is None:
+        if found is None and type(child) not in CONTAINERS:
             yield MissingOp(op, path, tracing.source_line(node), "there is no rule for it")
-        else:
-            yield from _missing_children(node, child, found, rules)
+        elif found is None or getattr(found.apply, "converts_children", False):
+            yield from _missing_below(node, child, path, rules)
 
 
 def _misfit(node: fx.Node, rule: Rule, module: nn.Module | None, uncertain: set[fx.Node]) -> str:

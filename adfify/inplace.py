@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from adfify.registry import Rules, Target
@@ -108,6 +109,9 @@ _INPLACE_OPERATORS: frozenset[Callable[..., object]] = frozenset(
 def _function_writes(node: fx.Node) -> bool:
     function = node.target
     assert callable(function)
+    if isinstance(function, torch._ops.OpOverload):
+        written = function._schema.arguments[0].alias_info
+        return written is not None and written.is_write
     name = getattr(function, "__name__", "")
     if function in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")):
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from typing import Any
 
 import torch
@@ -130,11 +131,22 @@ class _Ref(str):
     """In a pickled graph: the name of another node."""
 
 
+class _Op(str):
+    """In a pickled graph: an aten overload, which pickle can't find, by its name ``aten.relu.default``."""
+
+    @classmethod
+    def of(cls, target: Any) -> Any:
+        return cls(target) if isinstance(target, torch._ops.OpOverload) else target
+
+    def found(self) -> Any:
+        return operator.attrgetter(self)(torch.ops)
+
+
 def _graph_records(graph: fx.Graph) -> list[tuple[Any, ...]]:
     def encode(value: Any) -> Any:
         return fx.map_arg(value, lambda node: _Ref(node.name))
 
-    return [(node.op, node.target, encode(node.args), encode(node.kwargs), node.name) for node in graph.nodes]
+    return [(node.op, _Op.of(node.target), encode(node.args), encode(node.kwargs), node.name) for node in graph.nodes]
 
 
 def _graph_from_records(records: list[tuple[Any, ...]]) -> fx.Graph:
@@ -145,7 +157,9 @@ def _graph_from_records(records: list[tuple[Any, ...]]) -> fx.Graph:
         return fx.node.map_aggregate(value, lambda leaf: made[leaf] if isinstance(leaf, _Ref) else leaf)
 
     for op, target, args, kwargs, name in records:
-        made[name] = graph.create_node(op, target, decode(args), decode(kwargs), name=name)
+        made[name] = graph.create_node(
+            op, target.found() if isinstance(target, _Op) else target, decode(args), decode(kwargs), name=name
+        )
     return graph
 
 

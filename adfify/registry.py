@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -42,9 +43,10 @@ COMPUTING = frozenset(FAMILIES) - {"structural", "metadata"}
 
 @dataclass(frozen=True)
 class Uncertain:
-    """In a :class:`Case`: an argument that is a random tensor of this shape."""
+    """In a :class:`Case`: an argument that is a random tensor of this shape; ``positive``: 8 std and more above 0."""
 
     shape: tuple[int, ...]
+    positive: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,10 +175,10 @@ class Rules:
         # Never isinstance, never the MRO: looked up so, timm's BatchNormAct2d was taken for the BatchNorm2d
         # that it derives from, its activation was dropped, and the mean was off by 3e5, silently.
         load_extensions()
-        rule = self._rules.get(target)
-        if rule is None and self._parent is not None:
-            return self._parent.find(target)
-        return rule
+        for name in _names(target):
+            if name in self._rules:
+                return self._rules[name]
+        return None if self._parent is None else self._parent.find(target)
 
     def keeps(self, rule: Rule) -> bool:
         """Whether ``min_variance`` is applied to the result of a rule."""
@@ -226,6 +228,23 @@ def load_extensions() -> None:
     for library, rules in EXTENSIONS.items():
         if library in sys.modules and rules not in sys.modules:
             importlib.import_module(rules)
+
+
+# Note [An aten overload is the torch function of its name]
+# torch.export speaks aten: `aten.relu_.default`, `aten.permute.default`. Each is what torch.relu_, the method
+# `permute` or torch.nn.functional's function of that name calls, with the same arguments in the same order, so one rule
+# serves all of them. Where the order differs (torch.nn.functional.batch_norm), the aten overload is registered itself.
+def _names(target: Target) -> Iterator[Target]:
+    """What a target is known by: itself, and for an aten overload the functions that are it."""
+    yield target
+    if not isinstance(target, torch._ops.OpOverload):
+        return
+    packet = target.overloadpacket
+    yield packet
+    # An in-place overload (silu_) has the arguments of the one that is not, and that is what a rule computes.
+    for name in dict.fromkeys((packet.__name__, packet.__name__.rstrip("_"))):
+        yield from (getattr(home, name) for home in (torch, torch._C._nn, functional) if hasattr(home, name))
+        yield name
 
 
 def target_name(target: Target) -> str:

@@ -13,7 +13,7 @@ from adfify.registry import Rules
 from adfify.tracing import Traced
 
 # Containers that are worth keeping as what they are: they can be indexed and iterated.
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 class Scope(nn.Module):
@@ -57,7 +57,7 @@ class Skeleton:
         if adf_class is not None:
             below = self._by_rule if adf_class.converts_children else self._plain
             return self._fill(source, lambda: counterpart(source, adf_class), below)
-        if type(source) in _CONTAINERS:
+        if type(source) in CONTAINERS:
             return self._fill(source, lambda: counterpart(source, type(source)), self._mirror)
         if id(source) in self._kept:
             return self._plain(source)
@@ -68,7 +68,9 @@ class Skeleton:
         return scope
 
     def _by_rule(self, source: nn.Module) -> nn.Module:
-        """A child of a converted module: converted by the rule of its own class, which the plan has found."""
+        """A child of a converted module: converted by the rule of its own class; containers are looked through."""
+        if type(source) in CONTAINERS:
+            return self._fill(source, lambda: counterpart(source, type(source)), self._by_rule)
         rule = self._rules.find(type(source))
         assert rule is not None, f"the plan let {type(source).__name__} pass without a rule"
         below = self._by_rule if rule.apply.converts_children else self._plain  # type: ignore[attr-defined]

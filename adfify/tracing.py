@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
+from adfify import export_tracing
 from adfify.errors import ModelError
 from adfify.moments import Moments
 from adfify.registry import Rules
@@ -89,8 +91,11 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, rules: Rules
         name: value for name, value in zip(names, given, strict=False) if not isinstance(value, (Tensor, Moments))
     }
     baked = {**defaults, **concrete}
-    with _left_untouched(root) as constants:
-        graph = _symbolic(root, rules, baked)
+    try:
+        with _left_untouched(root) as constants:
+            graph = _symbolic(root, rules, baked)
+    except ModelError as error:
+        return _exported(root, example_inputs, error)
     _drop_unused_rest(graph, type(root).__name__)
     return Traced(root, graph, "torch.fx", constants, frozenset(certain - set(baked)))
 
@@ -167,6 +172,33 @@ def _symbolic(root: nn.Module, rules: Rules, baked: dict[str, Any]) -> fx.Graph:
             "Usually a branch or loop there depends on the values or the size of a tensor. Move that code into a "
             "function or module of its own and register a rule for it with adfify.register."
         ) from error
+
+
+def _exported(root: nn.Module, example_inputs: tuple[Any, ...] | None, reason: ModelError) -> Traced:
+    """The second engine, for what the first can't trace; it needs inputs to run the model on."""
+    inputs = example_inputs or derive_inputs(root)
+    if inputs is None:
+        raise ModelError(
+            f"{reason}\nGiven inputs to run the model on, torch.export may do better: adfify(model, example_inputs=(x,))."
+        ) from reason
+    graph, constants = export_tracing.export(root, inputs, str(reason))
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    leaves = pytree.tree_leaves(inputs, is_leaf=lambda value: isinstance(value, Moments))
+    certain = {str(node.target) for node, value in zip(placeholders, leaves, strict=True) if not _is_uncertain(value)}
+    return Traced(root, graph, "torch.export", constants, frozenset(certain))
+
+
+def derive_inputs(root: nn.Module) -> tuple[Tensor, ...] | None:
+    """A batch of two of the size that the model's own configuration names (timm, torchvision), else None."""
+    config = getattr(root, "pretrained_cfg", None) or getattr(root, "default_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else None
+    if size is None and type(root).__module__.startswith("torchvision.models."):
+        side = getattr(root, "image_size", 224)
+        size = (3, side, side)
+    if size is None:
+        return None
+    like = next((parameter for parameter in root.parameters()), torch.zeros(()))
+    return (torch.zeros(2, *size, dtype=like.dtype, device=like.device),)
 
 
 def source_line(node: fx.Node) -> str:

@@ -45,17 +45,29 @@ class Trial:
     def is_module(self) -> bool:
         return isinstance(self.target, type)
 
+    def uncertain(self) -> list[Uncertain]:
+        """The uncertain arguments, in order."""
+        found: list[Uncertain] = []
+        _fill((self.case.args, dict(self.case.kwargs)), found.append, lambda spec: None)
+        return found
+
     def shapes(self) -> list[tuple[int, ...]]:
         """The shapes of the uncertain arguments, in order."""
-        found: list[tuple[int, ...]] = []
-        _fill((self.case.args, dict(self.case.kwargs)), lambda spec: found.append(spec.shape), lambda spec: None)
-        return found
+        return [spec.shape for spec in self.uncertain()]
+
+    def domain(self, inputs: Sequence[Moments]) -> list[Moments]:
+        """Those inputs that have to be positive are made so."""
+        return [
+            Moments(2 + x.mean.abs(), 0.05 * x.variance) if spec.positive else x
+            for spec, x in zip(self.uncertain(), inputs, strict=True)
+        ]
 
     def moments(self, dtype: torch.dtype = torch.float64) -> list[Moments]:
         """Generic means (within 1.3 of 0) and variances (0.1 to 0.8) of the uncertain arguments."""
         draw = torch.Generator().manual_seed(self.seed)
         pairs = [torch.rand((2, *shape), generator=draw, dtype=torch.float64) for shape in self.shapes()]
-        return [Moments(2.6 * mean - 1.3, 0.1 + 0.7 * variance).to(dtype) for mean, variance in pairs]
+        generic = [Moments(2.6 * mean - 1.3, 0.1 + 0.7 * variance) for mean, variance in pairs]
+        return [x.to(dtype) for x in self.domain(generic)]
 
     def original(
         self, dtype: torch.dtype, device: str = "cpu", *, train: bool = False, on_copies: bool = True
@@ -100,7 +112,9 @@ class Trial:
     ) -> Operation:
         draw = torch.Generator().manual_seed(self.seed + 2)
 
-        def known(spec: Certain) -> Tensor:
+        def known(spec: Certain | Tensor) -> Tensor:
+            if isinstance(spec, Tensor):
+                return spec.to(device)
             made = torch.rand if spec.positive else torch.randn
             return (made(spec.shape, generator=draw, dtype=torch.float64) + 0.3 * spec.positive).to(device, dtype)
 
@@ -108,7 +122,7 @@ class Trial:
 
         def call(*values: Any) -> tuple[Any, ...]:
             given = iter(values)
-            args, kwargs = _fill(fixed, lambda spec: enter(next(given)), known)
+            args, kwargs = _fill(fixed, lambda spec: enter(next(given)), lambda tensor: tensor)
             result = operation(*args, **kwargs)
             return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
@@ -141,6 +155,8 @@ def _fill(value: Any, uncertain: Callable[[Uncertain], Any], known: Callable[[Ce
             return type(value)(_fill(item, uncertain, known) for item in value)
         case dict():
             return {key: _fill(item, uncertain, known) for key, item in value.items()}
+        case Tensor():
+            return known(value)
     return value
 
 
@@ -206,7 +222,10 @@ def multiaffine(f: Operation, moments: Sequence[Moments], randomness: str = "err
 
 def batched(f: Operation, stacks: Sequence[Tensor], randomness: str = "error") -> list[Tensor]:
     """f of every item of the stacks' first dimension."""
-    return list(torch.func.vmap(f, randomness=randomness)(*stacks))
+    try:
+        return list(torch.func.vmap(f, randomness=randomness)(*stacks))
+    except RuntimeError:  # what vmap does not know (rrelu, a torch.autograd.Function) goes item by item
+        return [torch.stack(rows) for rows in zip(*[f(*item) for item in zip(*stacks, strict=True)], strict=True)]
 
 
 # Elementwise

@@ -126,7 +126,7 @@ def test_exact_elementwise_rule_agrees_with_quadrature(trial: Trial, dtype: torc
     moved = 10 * torch.where(std > 0, eps * mean.abs() / std, 0.0)
     magnitude = mean.abs() + want.mean.abs()
     assert_within(got.std - want.std, (relative + moved) * unit + eps * want.mean.abs(), "std")
-    assert_within(got.mean - want.mean, 0.1 * relative * unit + 4 * eps * magnitude, "mean")
+    assert_within(got.mean - want.mean, 0.1 * (relative + moved) * unit + 4 * eps * magnitude, "mean")
     assert (got.variance[0] == 0).all()
 
 
@@ -163,6 +163,7 @@ def test_approximate_rule_is_within_its_tolerance_at_small_variances(trial: Tria
 @each(once(APPROXIMATE))
 def test_approximate_rule_is_within_its_tolerance_where_all_inputs_are_alike(trial: Trial) -> None:
     inputs = [Moments(torch.zeros_like(x.mean), torch.ones_like(x.variance)) for x in trial.moments(torch.float32)]
+    inputs = trial.domain(inputs)
     agrees_with_monte_carlo(trial, inputs, draws=200_000)
 
 
@@ -202,7 +203,8 @@ def test_variance_zero_is_the_original_bit_for_bit(trial: Trial, dtype: torch.dt
     if trial.rule.family == "elementwise":
         tail = trial.shapes()[0][1:]
         kinks = oracles.kinks_of(trial.original(torch.float64), tail, numbers(trial.case))
-        means = [elementwise_grid(tail, kinks)[0].to(dtype).flatten(0, 1)]
+        grid = Moments(*[part.to(dtype).flatten(0, 1) for part in elementwise_grid(tail, kinks)])
+        means = [x.mean for x in trial.domain([grid])]
     results = trial.converted(dtype)(*[Moments(mean, torch.zeros_like(mean)) for mean in means])
     expected = trial.original(dtype)(*means)
     assert len(results) == len(expected)
@@ -422,6 +424,9 @@ def test_module_survives_pickle_and_deepcopy(trial: Trial) -> None:
 ASKS_FOR_SIZE = "its padding depends on the size of the input"
 ASKS_FOR_DIMENSIONS = "it checks the number of dimensions, which a symbolic tensor does not have"
 UNTRACEABLE = {
+    "CircularPad1d": ASKS_FOR_DIMENSIONS,
+    "CircularPad2d": ASKS_FOR_DIMENSIONS,
+    "CircularPad3d": ASKS_FOR_DIMENSIONS,
     "BatchNorm1d": ASKS_FOR_DIMENSIONS,
     "BatchNorm2d": ASKS_FOR_DIMENSIONS,
     "BatchNorm3d": ASKS_FOR_DIMENSIONS,

@@ -12,6 +12,8 @@ References
     Frey & Hinton, Variational learning in nonlinear Gaussian belief networks, Neural Computation 11, 1999.
 """
 
+from adfify.gaussian.attention import attend, scores
+from adfify.gaussian.bilinear import bilinear, einsum, widened
 from adfify.gaussian.categorical import log_softmax, softmax
 from adfify.gaussian.normal import normal_cdf, normal_pdf
 from adfify.gaussian.piecewise import absolute, clamp, leaky_relu, maximum, relu
@@ -34,8 +36,11 @@ from adfify.gaussian.smooth import (
 
 __all__ = [
     "absolute",
+    "attend",
+    "bilinear",
     "celu",
     "clamp",
+    "einsum",
     "elu",
     "exp",
     "expect",
@@ -51,6 +56,7 @@ __all__ = [
     "normal_pdf",
     "product",
     "relu",
+    "scores",
     "selu",
     "sigmoid",
     "silu",
@@ -58,4 +64,5 @@ __all__ = [
     "softplus",
     "square",
     "tanh",
+    "widened",
 ]

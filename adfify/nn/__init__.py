@@ -1,5 +1,6 @@
 """ADF counterparts of torch.nn's modules, and the rules behind them, one file for each family of operations."""
 
+from adfify.nn import casting, elementary, grid_sampling, indexing, writing  # noqa: F401  registered by being imported
 from adfify.nn.activation import (
     CELU,
     ELU,
@@ -29,10 +30,39 @@ from adfify.nn.affine import (
     Linear,
 )  # fmt: skip
 from adfify.nn.arithmetic import add, div, mul, neg, sub
+from adfify.nn.attention import MultiheadAttention, scaled_dot_product_attention
 from adfify.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, FeatureAlphaDropout
+from adfify.nn.extrema import AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d
+from adfify.nn.layer_norm import (
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    LocalResponseNorm,
+    RMSNorm,
+)
+from adfify.nn.lp_pooling import LPPool1d, LPPool2d, LPPool3d
 from adfify.nn.max_pooling import MaxPool1d, MaxPool2d, MaxPool3d
 from adfify.nn.module import ADFModule
 from adfify.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from adfify.nn.padding import (
+    CircularPad1d,
+    CircularPad2d,
+    CircularPad3d,
+    ConstantPad1d,
+    ConstantPad2d,
+    ConstantPad3d,
+    ReflectionPad1d,
+    ReflectionPad2d,
+    ReflectionPad3d,
+    ReplicationPad1d,
+    ReplicationPad2d,
+    ReplicationPad3d,
+    ZeroPad1d,
+    ZeroPad2d,
+    ZeroPad3d,
+)  # fmt: skip
 from adfify.nn.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -41,18 +71,46 @@ from adfify.nn.pooling import (
     AvgPool2d,
     AvgPool3d,
 )  # fmt: skip
+from adfify.nn.products import Bilinear, bmm, einsum, matmul
+from adfify.nn.recurrent import GRU, LSTM, RNN
+from adfify.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
+from adfify.nn.resampling import (
+    Fold,
+    PixelShuffle,
+    PixelUnshuffle,
+    Unfold,
+    Upsample,
+    UpsamplingBilinear2d,
+    UpsamplingNearest2d,
+)  # fmt: skip
+from adfify.nn.shrinkage import GLU, Hardshrink, RReLU, Softmin, Softshrink, Softsign, Tanhshrink, Threshold
 from adfify.nn.softmax import LogSoftmax, Softmax, Softmax2d
+from adfify.nn.statistics import std, var
 from adfify.nn.structural import ChannelShuffle, Flatten, Identity, Sequential, Unflatten, cat
+from adfify.nn.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)  # fmt: skip
 
 __all__ = [
     "CELU",
     "ELU",
     "GELU",
+    "GLU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "SELU",
     "ADFModule",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
     "AlphaDropout",
     "AvgPool1d",
     "AvgPool2d",
@@ -60,7 +118,14 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Bilinear",
     "ChannelShuffle",
+    "CircularPad1d",
+    "CircularPad2d",
+    "CircularPad3d",
+    "ConstantPad1d",
+    "ConstantPad2d",
+    "ConstantPad3d",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -73,33 +138,81 @@ __all__ = [
     "Dropout3d",
     "FeatureAlphaDropout",
     "Flatten",
+    "Fold",
+    "GRUCell",
+    "GroupNorm",
+    "Hardshrink",
     "Hardsigmoid",
     "Hardswish",
     "Hardtanh",
     "Identity",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LPPool1d",
+    "LPPool2d",
+    "LPPool3d",
+    "LSTMCell",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "LocalResponseNorm",
     "LogSigmoid",
     "LogSoftmax",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
     "Mish",
+    "MultiheadAttention",
     "PReLU",
+    "PixelShuffle",
+    "PixelUnshuffle",
+    "RMSNorm",
+    "RNNCell",
+    "RReLU",
     "ReLU",
     "ReLU6",
+    "ReflectionPad1d",
+    "ReflectionPad2d",
+    "ReflectionPad3d",
+    "ReplicationPad1d",
+    "ReplicationPad2d",
+    "ReplicationPad3d",
     "Sequential",
     "SiLU",
     "Sigmoid",
     "Softmax",
     "Softmax2d",
+    "Softmin",
     "Softplus",
+    "Softshrink",
+    "Softsign",
     "Tanh",
+    "Tanhshrink",
+    "Threshold",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "Unflatten",
+    "Unfold",
+    "Upsample",
+    "UpsamplingBilinear2d",
+    "UpsamplingNearest2d",
+    "ZeroPad1d",
+    "ZeroPad2d",
+    "ZeroPad3d",
     "add",
+    "bmm",
     "cat",
     "div",
+    "einsum",
+    "matmul",
     "mul",
     "neg",
+    "scaled_dot_product_attention",
+    "std",
     "sub",
+    "var",
 ]

@@ -142,3 +142,7 @@ class MaxPool2dSame(ADFModule, TimmMaxPool2dSame):
         lowest = max_pooling.lowest(x.mean)
         padded = same_padded(x, _two(self.kernel_size), _two(self.stride), _two(self.dilation), lowest)
         return max_pooling.max_pool2d(padded, self.kernel_size, self.stride, (0, 0), self.dilation, self.ceil_mode)
+
+
+from adfify.nn import timm_activations as timm_activations  # noqa: E402  registered with them
+from adfify.nn import timm_norms as timm_norms  # noqa: E402  registered with them

@@ -1,0 +1,102 @@
+"""The second engine: a graph of aten operations by torch.export, for models that torch.fx can't trace symbolically."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from adfify.errors import ModelError
+from adfify.moments import Moments
+
+# Assertions about the example inputs, which torch.export adds and the original does not have.
+_CHECKS = (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_constrain_range_for_size.default)
+
+
+def export(root: nn.Module, example_inputs: tuple[Any, ...], reason: str) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """The graph of a model in aten operations, and the tensors that it made itself.
+
+    Batch and picture sizes stay symbolic wherever the model allows it. Training flags are baked in.
+
+    Args:
+        root: the model.
+        example_inputs: positional inputs, plain tensors or Moments.
+        reason: why symbolic tracing gave up, for the error.
+
+    Raises:
+        ModelError: torch.export gave up as well; both reasons are given.
+    """
+    plain = pytree.tree_map(lambda x: x.mean if isinstance(x, Moments) else x, example_inputs, is_leaf=_is_moments)
+    try:
+        program = torch.export.export(root, plain, dynamic_shapes=_dynamic(plain), strict=False)
+    except Exception as error:
+        raise ModelError(
+            f"{reason}\ntorch.export gave up too: {type(error).__name__}: {_first_lines(error)}"
+        ) from error
+    if _writes_through_views(program.graph):
+        # Functionalised, every write is an operation with a result; dropout, the identity here, goes with it.
+        program = program.run_decompositions({})
+    module = program.module(check_guards=False)
+    graph = _cleaned(module.graph, program.call_spec.out_spec)
+    return graph, _constants(module, root)
+
+
+def _dynamic(inputs: tuple[Any, ...]) -> Any:
+    """Every size of every tensor may vary, but the channels of a picture; torch.export fixes those that can't."""
+
+    def sizes(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return None
+        fixed = 1 if value.dim() == 4 else None
+        return {axis: torch.export.Dim.AUTO for axis in range(value.dim()) if axis != fixed}
+
+    return pytree.tree_map(sizes, inputs)
+
+
+def _is_moments(value: Any) -> bool:
+    return isinstance(value, Moments)
+
+
+def _first_lines(error: Exception) -> str:
+    return "\n".join(str(error).splitlines()[:6])
+
+
+def _writes_through_views(graph: fx.Graph) -> bool:
+    """Whether an operation that writes into its input is applied to a view."""
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        source = node.args[0] if node.args else None
+        made_by = getattr(getattr(source, "target", None), "_schema", None)
+        if made_by is not None and any(result.alias_info is not None for result in made_by.returns):
+            return True
+    return False
+
+
+def _cleaned(graph: fx.Graph, out_spec: Any) -> fx.Graph:
+    """A copy with ordinary inputs and outputs, in the structure that the model returned, and without assertions."""
+    new, env = fx.Graph(), {}
+    for node in sorted(graph.nodes, key=lambda node: node.op != "placeholder"):
+        if node.target in _CHECKS or node.target == "_guards_fn":
+            continue
+        if node.op == "output":
+            flat = pytree.tree_leaves(node.args[0], is_leaf=lambda value: isinstance(value, fx.Node))
+            structured = pytree.tree_unflatten(list(flat), out_spec)
+            new.output(fx.map_arg(structured, env.__getitem__))
+        else:
+            env[node] = new.node_copy(node, env.__getitem__)
+            env[node].meta = dict(node.meta)
+    return new
+
+
+def _constants(module: fx.GraphModule, root: nn.Module) -> dict[str, Tensor]:
+    """Tensors that the graph refers to and the model does not have."""
+    own = {
+        name
+        for name, _ in (*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False))
+    }
+    names = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    return {name: getattr(module, name) for name in sorted(names - own)}

@@ -1,0 +1,166 @@
+"""Choosing by a certain mask, and writing into a tensor: a written element takes the moments of what is written.
+
+torch.export makes writes through views functional: `aten.slice_scatter`, `aten.copy`, `aten.fill` are theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adfify.moments import Moments
+from adfify.nn.resampling import laid_out_like
+from adfify.nn.structural import lift
+from adfify.registry import Certain, Uncertain, case, register
+
+aten = torch.ops.aten
+
+WRITTEN = "a written element takes the moments of what is written"
+ADDED = "linearity; variances of independent terms add"
+
+written = partial(register, family="structural", exact=True, source=WRITTEN, alias=False)
+added = partial(register, family="pooling", exact=True, source=ADDED)
+
+_MASK = torch.tensor([[True, False, True], [False, True, False]])
+_PLACES = torch.tensor([[1, 0, 0], [0, 1, 1]])
+
+
+# Choices by a certain condition
+
+
+@written(
+    torch.where,
+    cases=[
+        case(_MASK, Uncertain((2, 3)), Uncertain((3,))),
+        case(_MASK, Uncertain((2, 3)), Certain((2, 1))),
+        case(_MASK, 2.5, Uncertain((2, 3))),
+    ],
+)
+def where(condition: Tensor, input: Moments | Tensor | float, other: Moments | Tensor | float) -> Moments:
+    mean = torch.where(condition, _mean(input), _mean(other))
+    return Moments(mean, torch.where(condition, _variance(input, mean), _variance(other, mean)))
+
+
+@written("where", cases=[case(Uncertain((2, 3)), _MASK, 2.5), case(Uncertain((2, 3)), _MASK, Uncertain((2, 3)))])
+def where_method(input: Moments | Tensor, condition: Tensor, /, other: Moments | Tensor | float) -> Moments:
+    return where(condition, input, other)
+
+
+def _mean(x: Moments | Tensor | float) -> Any:
+    return x.mean if isinstance(x, Moments) else x
+
+
+def _variance(x: Moments | Tensor | float, like: Tensor) -> Tensor:
+    return x.variance.to(like.dtype) if isinstance(x, Moments) else like.new_zeros(())
+
+
+@written(
+    torch.masked_fill,
+    "masked_fill",
+    "masked_fill_",
+    cases=[case(Uncertain((2, 3)), _MASK, -1e4), case(Uncertain((2, 3)), _MASK, 0)],
+)
+def masked_fill(input: Moments, mask: Tensor, value: Tensor | float) -> Moments:
+    return Moments(torch.masked_fill(input.mean, mask, value), torch.masked_fill(input.variance, mask, 0.0))
+
+
+# Writes, in place or made functional by torch.export
+
+
+@written(
+    torch.slice_scatter,
+    "slice_scatter",
+    cases=[
+        case(Uncertain((2, 5)), Uncertain((2, 2)), 1, 1, 3),
+        case(Certain((2, 5)), Uncertain((2, 2)), 1, None, 4, 2),
+        case(Uncertain((2, 5)), Certain((1, 5)), 0, 1),
+    ],
+)
+def slice_scatter(
+    input: Moments | Tensor, src: Moments | Tensor, dim: int = 0, start: int | None = None, end: int | None = None,
+    step: int = 1,
+) -> Moments:  # fmt: skip
+    return _both_of_two(torch.slice_scatter, input, src, dim, start, end, step)
+
+
+@written(
+    torch.select_scatter,
+    "select_scatter",
+    cases=[case(Certain((2, 3)), Uncertain((2,)), 1, 0), case(Uncertain((2, 3)), Certain((3,)), 0, 1)],
+)
+def select_scatter(input: Moments | Tensor, src: Moments | Tensor, dim: int, index: int) -> Moments:
+    return _both_of_two(torch.select_scatter, input, src, dim, index)
+
+
+@written("copy_", cases=[case(Uncertain((2, 3)), Uncertain((3,)))])
+@written(aten.copy, cases=[case(Certain((2, 3)), Uncertain((2, 1)))])
+def copied(input: Moments | Tensor, src: Moments | Tensor, non_blocking: bool = False) -> Moments:
+    new, like = lift(src), input.mean if isinstance(input, Moments) else input
+    return Moments(*[laid_out_like(part.to(like).expand_as(like), like) for part in new])
+
+
+@written(torch.fill, "fill_", cases=[case(Uncertain((2, 3)), 2.5)])
+def fill(input: Moments, value: Tensor | float) -> Moments:
+    return Moments(torch.fill(input.mean, value), torch.fill(input.variance, 0.0))
+
+
+@written(aten.zero, "zero_", cases=[case(Uncertain((2, 3)))])
+def zero(input: Moments) -> Moments:
+    return fill(input, 0.0)
+
+
+def _both_of_two(op: Callable[..., Tensor], x: Moments | Tensor, y: Moments | Tensor, *args: Any) -> Moments:
+    a, b = lift(x), lift(y)
+    return Moments(op(a.mean, b.mean, *args), op(a.variance, b.variance, *args))
+
+
+_FUNCTIONAL = [case(Certain((2, 3)), 0, _PLACES, Uncertain((2, 3)))]
+_WRITING = [case(Uncertain((2, 3)), 0, _PLACES, Uncertain((2, 3)))]
+_ROWS = torch.tensor([0, 0, 1])
+
+
+@written(
+    aten.index_put, only={"accumulate": False}, cases=[case(Certain((2, 3)), [None, _ROWS[:1]], Uncertain((2, 1)))]
+)
+@written(
+    "index_put",
+    "index_put_",
+    only={"accumulate": False},
+    cases=[
+        case(Uncertain((3, 2)), [torch.tensor([2, 0])], Uncertain((2, 2))),
+        case(Uncertain((2, 3)), [_MASK], Certain(())),
+    ],
+)
+def index_put(
+    input: Moments | Tensor, indices: Sequence[Tensor | None], values: Moments | Tensor, accumulate: bool = False
+) -> Moments:
+    def put(x: Tensor, y: Tensor) -> Tensor:
+        return torch.ops.aten.index_put.default(x, list(indices), y)  # type: ignore[no-any-return]
+
+    return _both_of_two(put, input, values)
+
+
+@written(torch.scatter, "scatter", cases=_FUNCTIONAL)
+@written("scatter_", cases=_WRITING)
+def scatter(input: Moments | Tensor, dim: int, index: Tensor, src: Moments | Tensor) -> Moments:
+    return _both_of_two(lambda x, y: torch.scatter(x, dim, index, y), input, src)
+
+
+@added(torch.scatter_add, "scatter_add", cases=_FUNCTIONAL)
+@added("scatter_add_", cases=_WRITING)
+def scatter_add(input: Moments | Tensor, dim: int, index: Tensor, src: Moments | Tensor) -> Moments:
+    return _both_of_two(lambda x, y: torch.scatter_add(x, dim, index, y), input, src)
+
+
+@added(torch.index_add, "index_add", cases=[case(Certain((2, 3)), 0, _ROWS, Uncertain((3, 3)))])
+@added("index_add_", cases=[case(Uncertain((2, 3)), 0, _ROWS, Uncertain((3, 3)), alpha=2)])
+def index_add(
+    input: Moments | Tensor, dim: int, index: Tensor, source: Moments | Tensor, *, alpha: float = 1
+) -> Moments:
+    a, b = lift(input), lift(source)
+    mean = torch.index_add(a.mean, dim, index, b.mean, alpha=alpha)
+    return Moments(mean, torch.index_add(a.variance, dim, index, b.variance, alpha=alpha**2))
