@@ -31,10 +31,11 @@ def adfify(
     Scaramuzza, "A General Framework for Uncertainty Estimation in Deep Learning", RA-L 2020.
 
     Args:
-        model: any module that torch.fx can trace; it is left untouched. DataParallel,
+        model: any module that torch.fx, or else torch.export, can trace; it is left untouched. DataParallel,
             DistributedDataParallel and torch.compile wrappers are taken off.
-        example_inputs: what the model would be called with, one tensor or a tuple. Needed only if some
-            inputs are integers (they are certain) or optional.
+        example_inputs: what the model would be called with, one tensor or a tuple. Needed if some inputs are
+            integers (they are certain) or optional, and where torch.export has to run the model and its
+            configuration (timm's, torchvision's) does not say what on.
         noise_variance: variance of every element of an input given as a plain tensor, in squared units
             of that tensor (of the *normalised* pixels, where the model takes those).
         min_variance: lower bound of the variance after every operation that computes one; with
@@ -83,7 +84,16 @@ def inspect(
     if isinstance(model, ADFNetwork):
         raise ModelError(f"{type(model).__name__} is an ADF network already; convert the model it was made from.")
     in_force = _with_dropout(rules, dropout)
-    return graph.plan(tracing.trace(model, tuple(example_inputs) if example_inputs else None, in_force), in_force)
+    inputs = tuple(example_inputs) if example_inputs else None
+    plan = graph.plan(tracing.trace(model, inputs, in_force), in_force)
+    return _by_other_engine(plan, inputs, in_force) if plan.missing else plan
+
+
+def _by_other_engine(plan: Plan, inputs: tuple[Any, ...] | None, rules: Rules) -> Plan:
+    """What torch.fx finds no rule for, a function of a library say, torch.export may take apart into what has one."""
+    traced = tracing.exported(plan.traced.root, inputs) if plan.traced.engine == "torch.fx" else None
+    other = graph.plan(traced, rules) if traced is not None else plan
+    return plan if other.missing else other
 
 
 def _with_dropout(rules: Rules, policy: str) -> Rules:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def export(root: nn.Module, example_inputs: tuple[Any, ...], reason: str) -> tup
         # Functionalised, every write is an operation with a result; dropout, the identity here, goes with it.
         program = program.run_decompositions({})
     module = program.module(check_guards=False)
-    graph = _cleaned(module.graph, program.call_spec.out_spec)
+    graph = _cleaned(module, program.call_spec.out_spec)
     return graph, _constants(module, root)
 
 
@@ -76,20 +77,50 @@ def _writes_through_views(graph: fx.Graph) -> bool:
     return False
 
 
-def _cleaned(graph: fx.Graph, out_spec: Any) -> fx.Graph:
+def _cleaned(module: fx.GraphModule, out_spec: Any) -> fx.Graph:
     """A copy with ordinary inputs and outputs, in the structure that the model returned, and without assertions."""
-    new, env = fx.Graph(), {}
-    for node in sorted(graph.nodes, key=lambda node: node.op != "placeholder"):
-        if node.target in _CHECKS or node.target == "_guards_fn":
+    new = fx.Graph()
+    env: dict[fx.Node, Any] = {}
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for node in placeholders:
+        env[node] = _copied(new, node, env)
+    flat = pytree.tree_leaves(_inlined(new, module, env), is_leaf=lambda value: isinstance(value, fx.Node))
+    new.output(pytree.tree_unflatten(list(flat), out_spec))
+    return new
+
+
+# Note [Regions of torch.export]
+# A part of forward under `torch.no_grad()` or `torch.autocast(enabled=False)` is a subgraph of its own, called by an
+# operator. Moments are the same with gradients and without; and without autocast every operation computes in the dtype
+# of its inputs, so that the subgraph can stand in the graph itself. One with autocast on can't: it changes dtypes.
+_REGIONS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+"""Those operators, and where among their arguments the subgraph is."""
+
+
+def _inlined(new: fx.Graph, module: fx.GraphModule, env: dict[fx.Node, Any]) -> Any:
+    """Copy the operations of a module into ``new``; what it returns."""
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or node.target in _CHECKS or node.target == "_guards_fn":
             continue
         if node.op == "output":
-            flat = pytree.tree_leaves(node.args[0], is_leaf=lambda value: isinstance(value, fx.Node))
-            structured = pytree.tree_unflatten(list(flat), out_spec)
-            new.output(fx.map_arg(structured, env.__getitem__))
-        else:
-            env[node] = new.node_copy(node, env.__getitem__)
-            env[node].meta = dict(node.meta)
-    return new
+            return fx.map_arg(node.args[0], env.__getitem__)
+        place = _REGIONS.get(getattr(node.target, "__name__", ""))
+        if place is None or (place == 4 and node.args[2]):
+            env[node] = _copied(new, node, env)
+            continue
+        region, given = getattr(module, str(node.args[place].target)), node.args[place + 1 :]
+        inner = [inner for inner in region.graph.nodes if inner.op == "placeholder"]
+        env[node] = _inlined(new, region, {node: env[value] for node, value in zip(inner, given, strict=True)})
+    raise AssertionError("a graph ends with its output")
+
+
+def _copied(new: fx.Graph, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    source = env.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+    if node.target is operator.getitem and isinstance(source, (tuple, list)):
+        return source[node.args[1]]  # type: ignore[index]  # one of the results of a region
+    copy = new.node_copy(node, env.__getitem__)
+    copy.meta = dict(node.meta)
+    return copy
 
 
 def _constants(module: fx.GraphModule, root: nn.Module) -> dict[str, Tensor]:

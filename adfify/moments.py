@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from adfify.errors import InputError
 
@@ -132,9 +133,16 @@ def checked_variance(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r:.60}; it is one finite number >= 0, or give Moments(x, variance) as input.")
 
 
-def floor(x: Moments, min_variance: float) -> Moments:
+def on_each(change: Callable[..., Moments], value: Any, *args: Any) -> Any:
+    """``change`` applied to every Moments of what an operation returned: one, or a structure of several."""
+    if isinstance(value, Moments):
+        return change(value, *args)
+    return pytree.tree_map_only(Moments, lambda x: change(x, *args), value, is_leaf=lambda x: isinstance(x, Moments))
+
+
+def floor(value: Any, min_variance: float) -> Any:
     """The default meaning of ``min_variance``: a lower bound, which changes nothing above it."""
-    return Moments(x.mean, x.variance.clamp(min=min_variance))
+    return on_each(lambda x: Moments(x.mean, x.variance.clamp(min=min_variance)), value)
 
 
 def _checked(value: Moments, name: str) -> Moments:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from adfify import registry
 from adfify.errors import InputError
 from adfify.gaussian import normal_pdf
-from adfify.moments import Moments
+from adfify.moments import Moments, on_each
 from adfify.nn import dropout as masks
 from adfify.nn import max_pooling
 from adfify.nn.module import ADFModule, per_dimension
@@ -52,9 +52,9 @@ def keep_variance(variance: Tensor, min_variance: float) -> Tensor:
     return variance + min_variance
 
 
-def add(x: Moments, min_variance: float) -> Moments:
-    """The published meaning of ``min_variance``: :func:`keep_variance`; the mean stays. Any shape."""
-    return Moments(x.mean, keep_variance(x.variance, min_variance))
+def add(value: Any, min_variance: float) -> Any:
+    """The published meaning of ``min_variance``: :func:`keep_variance` of every variance; means stay. Any shape."""
+    return on_each(lambda x: Moments(x.mean, keep_variance(x.variance, min_variance)), value)
 
 
 # Not after the addition of a residual.

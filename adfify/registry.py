@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adfify.moments import Moments, floor
+from adfify.moments import floor
 
 Target = Callable[..., Any] | type | str
-Keep = Callable[[Moments, float], Moments]
+Keep = Callable[[Any, float], Any]
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 FAMILIES = (
@@ -75,6 +75,21 @@ class Case:
 def case(*args: Any, init: Mapping[str, Any] | None = None, **kwargs: Any) -> Case:
     """A :class:`Case` in the notation of the call itself: ``case(Uncertain((2, 3)), dim=1)``."""
     return Case(args, kwargs, init or {})
+
+
+class OneOf:
+    """In ``only``: several values that a rule can take."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other in self.values
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return " or ".join(map(repr, self.values))
 
 
 @dataclass(frozen=True)
@@ -241,9 +256,11 @@ def _names(target: Target) -> Iterator[Target]:
         return
     packet = target.overloadpacket
     yield packet
+    # torch.nn.functional's function of the name of an overload with several results (adaptive_max_pool2d) returns one.
+    homes = (torch, torch._C._nn, functional) if len(target._schema.returns) == 1 else (torch, torch._C._nn)
     # An in-place overload (silu_) has the arguments of the one that is not, and that is what a rule computes.
     for name in dict.fromkeys((packet.__name__, packet.__name__.rstrip("_"))):
-        yield from (getattr(home, name) for home in (torch, torch._C._nn, functional) if hasattr(home, name))
+        yield from (getattr(home, name) for home in homes if hasattr(home, name))
         yield name
 
 

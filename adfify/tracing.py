@@ -1,7 +1,7 @@
 """From a model to a graph of its operations.
 
 Symbolic tracing by torch.fx comes first: it keeps modules and readable code. Where it gives up, torch.export
-is the next engine; both would end in the same :class:`Traced` and the same registry.
+is the next engine; both end in the same :class:`Traced` and the same registry.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, rules: Rules
         with _left_untouched(root) as constants:
             graph = _symbolic(root, rules, baked)
     except ModelError as error:
-        return _exported(root, example_inputs, error)
+        return _exported(root, example_inputs or derive_inputs(root), error)
     _drop_unused_rest(graph, type(root).__name__)
     return Traced(root, graph, "torch.fx", constants, frozenset(certain - set(baked)))
 
@@ -174,12 +174,20 @@ def _symbolic(root: nn.Module, rules: Rules, baked: dict[str, Any]) -> fx.Graph:
         ) from error
 
 
-def _exported(root: nn.Module, example_inputs: tuple[Any, ...] | None, reason: ModelError) -> Traced:
-    """The second engine, for what the first can't trace; it needs inputs to run the model on."""
+def exported(root: nn.Module, example_inputs: tuple[Any, ...] | None) -> Traced | None:
+    """The graph by torch.export where that can make one: it needs inputs to run the model on."""
     inputs = example_inputs or derive_inputs(root)
+    try:
+        return None if inputs is None else _exported(root, inputs, ModelError(""))
+    except ModelError:
+        return None
+
+
+def _exported(root: nn.Module, inputs: tuple[Any, ...] | None, reason: ModelError) -> Traced:
+    """The second engine, for what the first can't trace."""
     if inputs is None:
         raise ModelError(
-            f"{reason}\nGiven inputs to run the model on, torch.export may do better: adfify(model, example_inputs=(x,))."
+            f"{reason}\nWith inputs to run the model on, torch.export may do: adfify(model, example_inputs=(x,))."
         ) from reason
     graph, constants = export_tracing.export(root, inputs, str(reason))
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]

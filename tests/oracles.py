@@ -124,7 +124,9 @@ class Trial:
             given = iter(values)
             args, kwargs = _fill(fixed, lambda spec: enter(next(given)), lambda tensor: tensor)
             result = operation(*args, **kwargs)
-            return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+            if self.rule.certain:
+                return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+            return tuple(_values(result))
 
         return call
 
@@ -151,6 +153,8 @@ def _fill(value: Any, uncertain: Callable[[Uncertain], Any], known: Callable[[Ce
             return uncertain(value)
         case Certain():
             return known(value)
+        case tuple() if hasattr(value, "n_fields"):  # what torch.max returns
+            return type(value)([_fill(item, uncertain, known) for item in value])
         case list() | tuple() if type(value) in (list, tuple):
             return type(value)(_fill(item, uncertain, known) for item in value)
         case dict():
@@ -158,6 +162,19 @@ def _fill(value: Any, uncertain: Callable[[Uncertain], Any], known: Callable[[Ce
         case Tensor():
             return known(value)
     return value
+
+
+def _values(result: Any) -> Iterator[Any]:
+    """The random tensors among what an operation returned: not None, nor positions, nor whole numbers."""
+    match result:
+        case Moments():
+            yield result
+        case Tensor():
+            if result.is_floating_point():
+                yield result
+        case tuple() | list():
+            for item in result:
+                yield from _values(item)
 
 
 def _callable(target: Target) -> Callable[..., Any]:

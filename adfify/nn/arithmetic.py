@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adfify import gaussian
+from adfify.gaussian import elementary
 from adfify.moments import Moments
 from adfify.nn import activation
 from adfify.registry import Certain, Uncertain, case, register
@@ -119,21 +120,58 @@ def mul(input: Moments | Tensor | float, other: Moments | Tensor | float) -> Mom
     return scaled(x, factor)  # type: ignore[arg-type]
 
 
-@arithmetic(
-    operator.truediv,
-    operator.itruediv,
+QUOTIENT = "a certain divisor scales, exactly; by an uncertain one as in gaussian.ratio"
+
+quotient = partial(register, family="arithmetic", source=QUOTIENT, tolerance=0.01)
+
+
+@quotient(
     torch.div,
     torch.divide,
     torch.true_divide,
     "div",
     "div_",
     "divide",
-    source="a certain divisor scales",
     only={"rounding_mode": None},
-    cases=[case(Uncertain((3, 4)), Certain((4,), positive=True)), case(Uncertain((3, 4)), -2.5)],
+    cases=[
+        case(Uncertain((3, 4)), Certain((4,), positive=True)),
+        case(Uncertain((3, 4)), -2.5),
+        case(Uncertain((3, 4)), Uncertain((4,), positive=True)),
+        case(Certain((3, 4)), Uncertain((4,), positive=True)),
+    ],
 )
-def div(input: Moments, other: Tensor | float, *, rounding_mode: str | None = None) -> Moments:
+def div(
+    input: Moments | Tensor | float, other: Moments | Tensor | float, *, rounding_mode: str | None = None
+) -> Moments:
+    if isinstance(other, Moments):
+        return ratio(input, other)
+    assert isinstance(input, Moments)
     return Moments(input.mean / other, input.variance / other**2)
+
+
+@quotient(operator.itruediv, cases=[case(Uncertain((3, 4)), Uncertain((4,), positive=True))])
+@quotient(
+    operator.truediv,
+    cases=[
+        case(Uncertain((3, 4)), Uncertain((4,), positive=True)),
+        case(Certain((3, 4)), Uncertain((4,), positive=True)),
+        case(2.5, Uncertain((4,), positive=True)),
+        case(Uncertain((3, 4)), -2.5),
+    ],
+)
+def operator_truediv(a: Moments | Tensor | float, b: Moments | Tensor | float) -> Moments:
+    return div(a, b)
+
+
+def ratio(input: Moments | Tensor | float, other: Moments) -> Moments:
+    """A quotient by an uncertain value; of a value by itself 1."""
+    if input is other:
+        return Moments(torch.ones_like(other.mean), torch.zeros_like(other.variance))
+    if isinstance(input, Moments):
+        return Moments(*elementary.ratio(input.mean, input.variance, other.mean, other.variance))
+    if isinstance(input, Tensor):
+        return Moments(*elementary.ratio(input, torch.zeros_like(input), other.mean, other.variance))
+    return scaled(Moments(*elementary.reciprocal(other.mean, other.variance)), input)
 
 
 @arithmetic(operator.neg, torch.neg, torch.negative, "neg", "neg_", source=SUM, cases=[case(Uncertain((3, 4)))])

@@ -12,7 +12,7 @@ from adfify import gaussian
 from adfify.errors import InputError
 from adfify.gaussian import elementary
 from adfify.moments import Moments
-from adfify.nn.arithmetic import SUM
+from adfify.nn.arithmetic import SUM, ratio
 from adfify.nn.structural import lift
 from adfify.registry import Certain, Uncertain, case, register
 
@@ -164,14 +164,6 @@ def clamp_max(input: Moments, max: float) -> Moments:
 
 
 # Two values
-
-
-def ratio(input: Moments | Tensor | float, other: Moments) -> Moments:
-    """A quotient by an uncertain value: what :func:`adfify.nn.arithmetic.div` calls where the divisor is one."""
-    if input is other:
-        return Moments(torch.ones_like(other.mean), torch.zeros_like(other.variance))
-    a = lift(input) if isinstance(input, (Moments, Tensor)) else lift(torch.full_like(other.mean, input))
-    return Moments(*elementary.ratio(a.mean, a.variance, other.mean, other.variance))
 
 
 @register(

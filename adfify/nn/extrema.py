@@ -23,7 +23,7 @@ from adfify.nn.arithmetic import neg
 from adfify.nn.layer_norm import dimensions
 from adfify.nn.max_pooling import lowest
 from adfify.nn.module import ADFModule
-from adfify.nn.structural import lift
+from adfify.nn.structural import SOURCE, lift
 from adfify.registry import Certain, Uncertain, case, register
 
 MANY = "distribution function of the maximum, by quadrature (David & Nagaraja 2003, section 3.1)"
@@ -31,8 +31,7 @@ TWO = "Clark 1961, equations 2-3, of two elements"
 TOLERANCE = 0.01
 
 extremum = partial(register, family="pooling", source=MANY, tolerance=TOLERANCE)
-# Exact, but not affine, which is what `exact` promises outside the elementwise family. The family is one that leaves
-# `min_variance` alone: torch.max over a dimension returns two values.
+# Exact, but not affine, which is what `exact` promises outside the elementwise family.
 pairwise = partial(register, family="arithmetic", source=TWO, tolerance=TOLERANCE)
 
 _REDUCED = [
@@ -93,6 +92,14 @@ class Extremum(NamedTuple):
 
     values: Moments
     indices: Positions
+
+
+@register(
+    ".values", family="structural", exact=True, source=SOURCE,
+    cases=[case(torch.return_types.max((Uncertain((2, 3)), torch.zeros(2, 3))))],  # type: ignore[arg-type]
+)  # fmt: skip
+def values_of(x: Extremum) -> Moments:
+    return x.values
 
 
 def _extremum(

@@ -14,8 +14,8 @@ from adfify.moments import Moments
 from adfify.nn import pooling
 from adfify.nn.layer_norm import added
 from adfify.nn.module import ADFModule, per_dimension
-from adfify.nn.statistics import ROOT, OneOf
-from adfify.registry import Uncertain, case, register
+from adfify.nn.statistics import ROOT
+from adfify.registry import OneOf, Uncertain, case, register
 
 lp = partial(register, family="pooling", source=ROOT, tolerance=0.05, only={"norm_type": OneOf(2, 1)})
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import utils
 
 from adfify.errors import InputError
-from adfify.moments import Moments
+from adfify.moments import Moments, on_each
 
 
 class ADFModule(nn.Module):
@@ -41,8 +41,12 @@ class ADFModule(nn.Module):
             args = _with_moments_first(self, args)
         result = super().__call__(*args, **kwargs)
         if self.keep_variance_fn is not None:
-            result = Moments(result.mean, self.keep_variance_fn(result.variance))
+            result = on_each(_with_variance, result, self.keep_variance_fn)
         return result
+
+
+def _with_variance(x: Moments, change: Callable[[Tensor], Tensor]) -> Moments:
+    return Moments(x.mean, change(x.variance))
 
 
 def counterpart(source: nn.Module, target_class: type[nn.Module]) -> nn.Module:

@@ -12,7 +12,7 @@ from adfify.gaussian import statistics
 from adfify.moments import Moments
 from adfify.nn.layer_norm import added, dimensions
 from adfify.nn.pooling import mean as mean_of
-from adfify.registry import Uncertain, case, register
+from adfify.registry import OneOf, Uncertain, case, register
 
 VARIANCE = "exact for independent Gaussian elements: Mathai & Provost 1992, theorem 3.2b.2"
 ROOT = "square root of a sum of squares taken as Gamma distributed (Nakagami 1960): see gaussian.statistics"
@@ -21,7 +21,6 @@ ROOT = "square root of a sum of squares taken as Gamma distributed (Nakagami 196
 variance = partial(register, family="pooling", source=VARIANCE, tolerance=1e-3)
 # Measured at std 0.1 to 2 of the spread of the means, of 2 / 4 / 8 / 64 elements: the std is off by 7 / 3 / 2 / 0.6 %
 # at most for equal variances, by up to 12 % for log-normally unequal, the mean by .04 / .04 / .03 / .01 of its std.
-# Those that return two values belong to a family that leaves `min_variance` alone, which is for one.
 root = partial(register, family="pooling", source=ROOT, tolerance=0.05)
 
 _CASES = [
@@ -30,21 +29,6 @@ _CASES = [
     case(Uncertain((3, 9)), 1, correction=0),
     case(Uncertain((3, 4))),
 ]
-
-
-class OneOf:
-    """In ``only``: several values that a rule can take."""
-
-    def __init__(self, *values: Any) -> None:
-        self.values = values
-
-    def __eq__(self, other: object) -> bool:
-        return other is self or other in self.values
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return " or ".join(map(repr, self.values))
 
 
 def _keep(x: Tensor, dim: tuple[int, ...], keepdim: bool) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adfify.errors import InputError
 from adfify.moments import Moments
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
@@ -151,14 +152,26 @@ def detach(input: Moments) -> Moments:
     return both(torch.detach, input)
 
 
-@structural("to", cases=[case(Uncertain((2, 3)), torch.float64)])
+@structural("to", cases=[case(Uncertain((2, 3)), torch.float64), case(Uncertain((2, 3)), Uncertain((1,)))])
 def to(input: Moments, *args: Any, **kwargs: Any) -> Moments:
-    return both(Tensor.to, input, *args, **kwargs)
+    target = [x.mean if isinstance(x, Moments) else x for x in args]
+    return cast(Tensor.to, input, *target, **kwargs)
+
+
+def cast(op: Callable[..., Tensor], x: Moments, *args: Any, **kwargs: Any) -> Moments:
+    """A cast, which has to be to a floating-point dtype."""
+    mean = op(x.mean, *args, **kwargs)
+    if not mean.is_floating_point():
+        raise InputError(
+            f"an uncertain value is cast to {mean.dtype} here; whole numbers have no variance. Take what needs them "
+            "from a certain input, or register a rule for the function that does."
+        )
+    return Moments(mean, op(x.variance, *args, **kwargs))
 
 
 @structural("type_as", cases=[case(Uncertain((2, 3)), Certain((2,)))])
 def type_as(input: Moments, other: Moments | Tensor) -> Moments:
-    return both(Tensor.to, input, other.dtype)
+    return cast(Tensor.to, input, other.dtype)
 
 
 @structural("float", cases=[case(Uncertain((2, 3)))])
