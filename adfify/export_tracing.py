@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils import _pytree as pytree
 
 from adfify.errors import ModelError
@@ -16,7 +19,9 @@ from adfify.moments import Moments
 _CHECKS = (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_constrain_range_for_size.default)
 
 
-def export(root: nn.Module, example_inputs: tuple[Any, ...], reason: str) -> tuple[fx.Graph, dict[str, Tensor]]:
+def export(
+    root: nn.Module, example_inputs: tuple[Any, ...], reason: str, sizes_vary: bool = True
+) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The graph of a model in aten operations, and the tensors that it made itself.
 
     Batch and picture sizes stay symbolic wherever the model allows it. Training flags are baked in.
@@ -25,13 +30,15 @@ def export(root: nn.Module, example_inputs: tuple[Any, ...], reason: str) -> tup
         root: the model.
         example_inputs: positional inputs, plain tensors or Moments.
         reason: why symbolic tracing gave up, for the error.
+        sizes_vary: whether the model may take inputs of another size; if not, only the batch's is symbolic, and
+            tracing takes a fraction of the time.
 
     Raises:
         ModelError: torch.export gave up as well; both reasons are given.
     """
     plain = pytree.tree_map(lambda x: x.mean if isinstance(x, Moments) else x, example_inputs, is_leaf=_is_moments)
     try:
-        program = torch.export.export(root, plain, dynamic_shapes=_dynamic(plain), strict=False)
+        program = _exported(root, plain, sizes_vary)
     except Exception as error:
         raise ModelError(
             f"{reason}\ntorch.export gave up too: {type(error).__name__}: {_first_lines(error)}"
@@ -44,14 +51,35 @@ def export(root: nn.Module, example_inputs: tuple[Any, ...], reason: str) -> tup
     return graph, _constants(module, root)
 
 
-def _dynamic(inputs: tuple[Any, ...]) -> Any:
-    """Every size of every tensor may vary, but the channels of a picture; torch.export fixes those that can't."""
+# Note [Sizes that are not worth their price]
+# A picture's height and width stay free under torch.export as long as the model asks little about them. Windows and
+# patches ask much, and sympy then takes minutes to compare floors of quotients; a size with more conditions than this
+# on it is fixed (mobilevit: 20 seconds for 240). Convolutional networks of the census have fewer.
+_CONDITIONS = 30
+
+
+def _exported(root: nn.Module, plain: tuple[Any, ...], sizes_vary: bool) -> torch.export.ExportedProgram:
+    """With every size free if it can be, else only the batch's: sympy can't solve every condition on two sizes."""
+    if sizes_vary:
+        limited = symbolic_shapes.patch(symbol_guard_limit_before_specialize=_CONDITIONS)  # type: ignore[attr-defined]
+        with suppress(Exception), limited:
+            return torch.export.export(root, plain, dynamic_shapes=_dynamic(plain, _all_but_channels), strict=False)
+    return torch.export.export(root, plain, dynamic_shapes=_dynamic(plain, _batch), strict=False)
+
+
+def _all_but_channels(value: Tensor) -> list[int]:
+    return [axis for axis in range(value.dim()) if not (axis == 1 and value.dim() == 4)]
+
+
+def _batch(value: Tensor) -> list[int]:
+    return [0] if value.dim() else []
+
+
+def _dynamic(inputs: tuple[Any, ...], free: Callable[[Tensor], list[int]]) -> Any:
+    """The sizes that may vary; of those, torch.export fixes what the model can't do without."""
 
     def sizes(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return None
-        fixed = 1 if value.dim() == 4 else None
-        return {axis: torch.export.Dim.AUTO for axis in range(value.dim()) if axis != fixed}
+        return dict.fromkeys(free(value), torch.export.Dim.AUTO) if isinstance(value, Tensor) else None
 
     return pytree.tree_map(sizes, inputs)
 

@@ -189,7 +189,9 @@ def _exported(root: nn.Module, inputs: tuple[Any, ...] | None, reason: ModelErro
         raise ModelError(
             f"{reason}\nWith inputs to run the model on, torch.export may do: adfify(model, example_inputs=(x,))."
         ) from reason
-    graph, constants = export_tracing.export(root, inputs, str(reason))
+    graph, constants = export_tracing.export(
+        root, inputs, str(reason), not _configuration(root).get("fixed_input_size")
+    )
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     leaves = pytree.tree_leaves(inputs, is_leaf=lambda value: isinstance(value, Moments))
     certain = {str(node.target) for node, value in zip(placeholders, leaves, strict=True) if not _is_uncertain(value)}
@@ -198,8 +200,7 @@ def _exported(root: nn.Module, inputs: tuple[Any, ...] | None, reason: ModelErro
 
 def derive_inputs(root: nn.Module) -> tuple[Tensor, ...] | None:
     """A batch of two of the size that the model's own configuration names (timm, torchvision), else None."""
-    config = getattr(root, "pretrained_cfg", None) or getattr(root, "default_cfg", None)
-    size = config.get("input_size") if isinstance(config, dict) else None
+    size = _configuration(root).get("input_size")
     if size is None and type(root).__module__.startswith("torchvision.models."):
         side = getattr(root, "image_size", 224)
         size = (3, side, side)
@@ -207,6 +208,12 @@ def derive_inputs(root: nn.Module) -> tuple[Tensor, ...] | None:
         return None
     like = next((parameter for parameter in root.parameters()), torch.zeros(()))
     return (torch.zeros(2, *size, dtype=like.dtype, device=like.device),)
+
+
+def _configuration(root: nn.Module) -> dict[str, Any]:
+    """What timm tells of a model."""
+    config = getattr(root, "pretrained_cfg", None) or getattr(root, "default_cfg", None)
+    return config if isinstance(config, dict) else {}
 
 
 def source_line(node: fx.Node) -> str:

@@ -152,22 +152,27 @@ def test_exact_rule_agrees_with_monte_carlo(trial: Trial) -> None:
 APPROXIMATE = [trial for trial in RANDOM if not trial.rule.exact and trial.rule.family != "custom"]
 
 
+def draws_for(trial: Trial) -> int:
+    """Whole networks (LSTM, transformers) go draw by draw, as torch.func.vmap does not know them."""
+    return 3_000 if "composed" in trial.rule.source else 200_000
+
+
 @each(once(APPROXIMATE))
 def test_approximate_rule_is_within_its_tolerance_of_monte_carlo(trial: Trial) -> None:
-    agrees_with_monte_carlo(trial, trial.moments(torch.float32), draws=200_000)
+    agrees_with_monte_carlo(trial, trial.moments(torch.float32), draws=draws_for(trial))
 
 
 @each(once(APPROXIMATE))
 def test_approximate_rule_is_within_its_tolerance_at_small_variances(trial: Trial) -> None:
     inputs = [Moments(x.mean, 0.01 * x.variance) for x in trial.moments(torch.float32)]
-    agrees_with_monte_carlo(trial, inputs, draws=200_000)
+    agrees_with_monte_carlo(trial, inputs, draws=draws_for(trial))
 
 
 @each(once(APPROXIMATE))
 def test_approximate_rule_is_within_its_tolerance_where_all_inputs_are_alike(trial: Trial) -> None:
     inputs = [Moments(torch.zeros_like(x.mean), torch.ones_like(x.variance)) for x in trial.moments(torch.float32)]
     inputs = trial.domain(inputs)
-    agrees_with_monte_carlo(trial, inputs, draws=200_000)
+    agrees_with_monte_carlo(trial, inputs, draws=draws_for(trial))
 
 
 def agrees_with_monte_carlo(trial: Trial, inputs: Sequence[Moments], draws: int) -> None:

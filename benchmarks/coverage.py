@@ -1,0 +1,181 @@
+"""Every network of the census, converted and held against the original: one process each, so that a run can be resumed.
+
+    python benchmarks/coverage.py                      # all of benchmarks/census.txt; what is done is skipped
+    python benchmarks/coverage.py --only timm:resnet10t --only tv:alexnet --again
+
+Each network has random weights of a fixed seed. It runs in float64 on two pictures, one certain, one with the noise;
+then the original runs in float32 on noisy pictures, for the Monte Carlo columns, which are a look at the one-pass
+moments and no test: their bias is known. The results are docs/coverage.jsonl, and the table docs/coverage.md.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from tqdm import tqdm
+
+import adfify
+from adfify import Moments
+
+HERE = Path(__file__).parent
+CENSUS, RESULTS = HERE / "census.txt", HERE.parent / "docs" / "coverage.jsonl"
+NOISE_VARIANCE = 1e-3
+
+Record = dict[str, Any]
+
+
+def build(name: str) -> nn.Module:
+    """A network of the census with random weights, in eval mode: ``timm:``, ``tv:`` or ``tvseg:`` and its name."""
+    library, _, model = name.partition(":")
+    torch.manual_seed(0)
+    if library == "timm":
+        import timm
+
+        return timm.create_model(model).eval()
+    import torchvision
+
+    options: dict[str, Any] = {"weights_backbone": None} if library == "tvseg" else {}
+    if model in ("inception_v3", "googlenet"):
+        options["init_weights"] = False
+    return torchvision.models.get_model(model, weights=None, **options).eval()
+
+
+def largest_output(values: Any) -> list[Any]:
+    """The tensors, or Moments, of whatever structure a network returns."""
+    return [
+        leaf
+        for leaf in pytree.tree_leaves(values, is_leaf=lambda value: isinstance(value, Moments))
+        if isinstance(leaf, (Tensor, Moments))
+    ]
+
+
+@torch.no_grad()
+def examine(name: str, size: tuple[int, ...], draws: int) -> Record:
+    """What the table says of one network."""
+    model = build(name).double()
+    started = time.perf_counter()
+    adf = adfify.adfify(model, noise_variance=NOISE_VARIANCE)
+    seconds = time.perf_counter() - started
+    torch.manual_seed(1)
+    picture = torch.randn(1, *size, dtype=torch.float64)
+    variance = torch.zeros(2, *size, dtype=torch.float64)
+    variance[1] = NOISE_VARIANCE
+    pictures = picture.expand(2, *size)
+    plain, outputs = largest_output(model(pictures)), largest_output(adf(Moments(pictures, variance)))
+    scale = max(float(y.abs().max()) for y in plain)
+    error = max(float((got.mean[0] - y[0]).abs().max()) for got, y in zip(outputs, plain, strict=True)) / scale
+    result: Record = {
+        "model": name,
+        "engine": adfify.inspect(model).traced.engine,
+        "seconds": round(seconds, 1),
+        "error at zero variance": error,
+        "zero variance stays zero": all(bool((y.variance[0] == 0).all()) for y in outputs),
+        "keys": list(adf.state_dict()) == list(model.state_dict()),
+        "finite": all(bool(y.mean.isfinite().all() & y.variance.isfinite().all()) for y in outputs),
+        "non-negative": all(bool((y.variance >= 0).all()) for y in outputs),
+    }
+    return result | beside_monte_carlo(model, picture, outputs[0], draws)
+
+
+def beside_monte_carlo(model: nn.Module, picture: Tensor, one_pass: Moments, draws: int) -> Record:
+    """Median over outputs: std of one pass over the true one, and mean off in units of that."""
+    model, picture = model.float(), picture.float()
+    sampled = torch.cat(
+        [
+            largest_output(model(picture + NOISE_VARIANCE**0.5 * torch.randn(4, *picture.shape[1:])))[0].double()
+            for _ in range(draws // 4)
+        ]
+    )
+    mean, std = sampled.mean(0), sampled.std(0)
+    varies = std > 1e-6 * mean.abs().max()
+    return {
+        "std ratio": round(float((one_pass.std[1] / std)[varies].median()), 4),
+        "mean off": round(float(((one_pass.mean[1] - mean).abs() / std)[varies].median()), 3),
+    }
+
+
+def examined() -> dict[str, Record]:
+    """What earlier runs have found."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
+    return {record["model"]: record for record in map(json.loads, lines)}
+
+
+def in_own_process(name: str, size: str, draws: int) -> Record:
+    """A network may take gigabytes, which only the end of a process gives back for sure."""
+    command = [sys.executable, __file__, "--examine", name, "--size", size, "--draws", str(draws)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return {"model": name, "failed": done.stderr.strip().splitlines()[-1] if done.stderr else done.returncode}
+    record: Record = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+COLUMNS = ("model", "engine", "seconds", "error at zero variance", "keys", "finite", "std ratio", "mean off")
+
+
+def table(records: list[Record]) -> str:
+    """The page: what is asked of every network, and how many meet it."""
+    good = [r for r in records if "failed" not in r]
+    exact = sum(r["error at zero variance"] <= 1e-9 and r["zero variance stays zero"] for r in good)
+    lines = [
+        "# Coverage",
+        "",
+        "Made by `python benchmarks/coverage.py`: random weights, float64; see there. The last two columns are medians",
+        f"over the outputs at a noise variance of {NOISE_VARIANCE:g}, against Monte Carlo on the original network: the std",
+        "of one pass over the true one, and the mean's error in true std. One pass takes units as independent, and its",
+        "variance is *not* a calibrated error bar: this column says by how much.",
+        "",
+        f"- {len(good)} of {len(records)} convert; {sum(r['keys'] for r in good)} keep every `state_dict` key, in order",
+        f"- {exact} of {len(records)} equal the original at zero variance to 1e-9 of the largest output",
+        f"- {sum(r['finite'] and r['non-negative'] for r in good)} have finite means and finite, non-negative variances",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + " --- |" * len(COLUMNS),
+    ]
+    for record in records:
+        cells = [str(record.get("failed", ""))] if "failed" in record else []
+        row = [cell(record.get(column, "")) for column in COLUMNS]
+        lines.append("| " + " | ".join([row[0], *cells] if cells else row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="A network of the census; may be repeated.")] = None,
+    again: Annotated[bool, typer.Option(help="Also what an earlier run has examined.")] = False,
+    draws: Annotated[int, typer.Option(min=8, help="Monte Carlo draws.")] = 32,
+    examine_one: Annotated[str | None, typer.Option("--examine", help="Examine one network in this process.")] = None,
+    size: Annotated[str, typer.Option(help="With --examine: its input, 3x224x224.")] = "3x224x224",
+) -> None:
+    """Convert the census and hold every network against its original."""
+    if examine_one is not None:
+        print(json.dumps(examine(examine_one, tuple(map(int, size.split("x"))), draws)))
+        return
+    census = dict(line.split() for line in CENSUS.read_text(encoding="utf-8").splitlines())
+    found = examined()
+    wanted = [name for name in only or census if again or "std ratio" not in found.get(name, {})]
+    for name in tqdm(wanted, unit="network"):
+        found[name] = in_own_process(name, census[name], draws)
+        records = [found[name] for name in census if name in found]
+        RESULTS.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        RESULTS.with_suffix(".md").write_text(table(records), encoding="utf-8")
+    Console().print(table([found[name] for name in only or census if name in found]))
+
+
+if __name__ == "__main__":
+    typer.run(main)
