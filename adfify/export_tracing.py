@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import operator
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ def export(
     """
     plain = pytree.tree_map(lambda x: x.mean if isinstance(x, Moments) else x, example_inputs, is_leaf=_is_moments)
     try:
-        program = _exported(root, plain, sizes_vary)
+        with _in_silence():
+            program = _exported(root, plain, sizes_vary)
     except Exception as error:
         raise ModelError(
             f"{reason}\ntorch.export gave up too: {type(error).__name__}: {_first_lines(error)}"
@@ -49,6 +51,17 @@ def export(
     module = program.module(check_guards=False)
     graph = _cleaned(module, program.call_spec.out_spec)
     return graph, _constants(module, root)
+
+
+@contextmanager
+def _in_silence() -> Iterator[None]:
+    """What torch.export logs of a failure, whole graphs, is in the error that it raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 # Note [Sizes that are not worth their price]

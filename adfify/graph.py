@@ -7,8 +7,9 @@ network computes what the original does, and its code reads like the original's.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal
 
 from torch import fx, nn
@@ -16,12 +17,12 @@ from torch import fx, nn
 from adfify import inplace, tracing
 from adfify.errors import MissingOp, UnsupportedOpsError
 from adfify.inplace import target_of
-from adfify.moments import as_moments
+from adfify.moments import as_moments, lift
 from adfify.network import ADFNetwork
 from adfify.registry import Rule, Rules, target_name
 from adfify.skeleton import CONTAINERS, Skeleton
 
-Action = Literal["input", "convert", "keep", "missing", "output"]
+Action = Literal["input", "convert", "lift", "build", "keep", "missing", "output"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Step:
 
     Attributes:
         node: the node.
-        action: ``input`` becomes Moments, ``convert`` follows ``rule``, ``keep`` carries no variance and stays
-            as it is, ``missing`` has no rule, ``output``.
+        action: ``input`` becomes Moments, ``convert`` follows ``rule``, ``lift`` does so on a certain tensor taken
+            with variance 0, ``build`` puts values into a dataclass or named tuple, ``keep`` carries no variance and
+            stays as it is, ``missing`` has no rule, ``output``.
         rule: the rule followed.
         op: the operation as the user knows it.
         missing: the operations without a rule; several for a module with children.
@@ -94,18 +96,49 @@ class Plan:
 
 def plan(traced: tracing.Traced, rules: Rules) -> Plan:
     """Decide what becomes of every node, without touching the model."""
+    steps = _steps(traced, rules, frozenset())
+    mixed = _mixed_modules(steps, traced.root)
+    return Plan(traced, tuple(_steps(traced, rules, mixed) if mixed else steps), rules)
+
+
+def _steps(traced: tracing.Traced, rules: Rules, lifted: Set[int]) -> list[Step]:
     order = {node: position for position, node in enumerate(traced.graph.nodes)}
     uncertain: set[fx.Node] = set()
     steps = []
     for node in traced.graph.nodes:
         step = _step(node, traced, rules, uncertain)
+        if node.op == "call_module" and id(traced.root.get_submodule(str(node.target))) in lifted:
+            step = _lifted(step, traced, rules)
         if step.action == "convert":
             step = _after_writing(step, traced.root, rules, order)
         certain = step.action in ("keep", "output") or (step.action == "convert" and step.rule and step.rule.certain)
         if not certain:
             uncertain.add(node)
         steps.append(step)
-    return Plan(traced, tuple(_without_mixed_modules(steps, traced.root)), rules)
+    return steps
+
+
+# Note [A module called on both]
+# A module that is called on an uncertain tensor in one place and on a certain one in another (the two sides of a
+# Siamese network) has one counterpart, which takes Moments: what is certain is given to it with variance 0.
+
+
+def _mixed_modules(steps: list[Step], root: nn.Module) -> Set[int]:
+    """Ids of the modules that are called on uncertain tensors and on certain ones."""
+    called = [step for step in steps if step.node.op == "call_module"]
+    ids = {
+        action: {id(root.get_submodule(str(step.node.target))) for step in called if step.action == action}
+        for action in ("convert", "keep")
+    }
+    return ids["convert"] & ids["keep"]
+
+
+def _lifted(step: Step, traced: tracing.Traced, rules: Rules) -> Step:
+    if step.action != "keep":
+        return step
+    # What is planned as if its inputs were uncertain is then given them as Moments of variance 0.
+    other = _step(step.node, traced, rules, set(step.node.all_input_nodes))
+    return Step(step.node, "lift", step.op, other.rule) if other.action == "convert" else other
 
 
 def _after_writing(step: Step, root: nn.Module, rules: Rules, order: dict[fx.Node, int]) -> Step:
@@ -121,24 +154,15 @@ def _after_writing(step: Step, root: nn.Module, rules: Rules, order: dict[fx.Nod
         reason = f"it writes an uncertain value in place into '{written.target}', a parameter, buffer or constant"
     for alias in inplace.aliases(written, root, rules):
         if alias is not node and any(order[user] > order[node] for user in alias.users):
-            reason = f"it writes in place into a tensor that '{alias.name}' shares, which is read afterwards"
+            reason = (
+                f"it writes in place into a tensor that '{alias.name}' shares, which is read afterwards; "
+                "with example_inputs, torch.export may follow that"
+            )
     if reason:
         return Step(node, "missing", step.op, None, (_missing(node, step.op, reason),))
     for user in [user for user in written.users if order[user] > order[node]]:
         user.replace_input_with(written, node)
     return step
-
-
-def _without_mixed_modules(steps: list[Step], root: nn.Module) -> Iterator[Step]:
-    """A module that is called on uncertain and on certain tensors can't be both converted and kept."""
-    called = [step for step in steps if step.node.op == "call_module"]
-    converted = {id(root.get_submodule(str(step.node.target))) for step in called if step.action == "convert"}
-    for step in steps:
-        kept = step.node.op == "call_module" and step.action == "keep"
-        if kept and id(root.get_submodule(str(step.node.target))) in converted:
-            reason = "it is called on a certain tensor here, and on an uncertain one elsewhere"
-            step = Step(step.node, "missing", step.op, None, (_missing(step.node, step.op, reason),))
-        yield step
 
 
 def apply(plan: Plan, noise_variance: float, min_variance: float, share_weights: bool) -> ADFNetwork:
@@ -166,14 +190,20 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
     env: dict[fx.Node, fx.Node] = {}
     for step in plan.steps:
         new = env[step.node] = _emit(graph, step, env)
-        if step.rule is not None and step.action == "convert" and _asks_for_min_variance(step.rule):
+        if step.action == "lift":
+            for node in dict.fromkeys(new.all_input_nodes):
+                with graph.inserting_before(new):
+                    moments = graph.call_function(lift, (node,))
+                new.replace_input_with(node, moments)
+        follows = step.rule if step.action in ("convert", "lift") else None
+        if follows is not None and _asks_for_min_variance(follows):
             new.kwargs = {**new.kwargs, "min_variance": min_variance}
         if step.action == "input":
             noise = graph.create_node("get_attr", "noise_variance", name="noise_variance")
             env[step.node] = graph.create_node(
                 "call_function", as_moments, (new, noise, str(step.node.target)), name=f"{step.node.name}_moments"
             )
-        if step.action == "convert" and step.rule is not None and plan.rules.keeps(step.rule) and min_variance > 0:
+        if follows is not None and plan.rules.keeps(follows) and min_variance > 0:
             env[step.node] = graph.create_node(
                 "call_function", plan.rules.keep_variance, (new, min_variance), name=f"{step.node.name}_kept"
             )
@@ -199,6 +229,11 @@ def _asks_for_min_variance(rule: Rule) -> bool:
     return "min_variance" in inspect.signature(call).parameters
 
 
+_NUMBER = "its result is a Python number, which has no variance; compute with the tensor instead"
+_REASONS: dict[Any, str] = dict.fromkeys(("item", "tolist", "numpy", operator.index, int, float, bool), _NUMBER)
+"""What an operation without a rule can't have one for."""
+
+
 def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx.Node]) -> Step:
     if node.op == "placeholder":
         certain = str(node.target) in traced.certain_inputs
@@ -213,9 +248,11 @@ def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx
         # Note [No uncertain input, no conversion]
         # Shapes, sizes, assertions, position embeddings: what carries no variance stays as the user wrote it.
         return Step(node, "keep", op)
+    if node.op == "call_function" and isinstance(target, type) and _is_record(target):
+        return Step(node, "build", op)
     rule = rules.find(target)
     if rule is None:
-        return Step(node, "missing", op, None, (_missing(node, op, "there is no rule for it"),))
+        return Step(node, "missing", op, None, (_missing(node, op, _REASONS.get(target, "there is no rule for it")),))
     module = traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
     misfit = _misfit(node, rule, module, uncertain)
     if misfit:
@@ -225,6 +262,11 @@ def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx
         if children:
             return Step(node, "missing", op, rule, children)
     return Step(node, "convert", op, rule)
+
+
+def _is_record(kind: type) -> bool:
+    """Whether it is a dataclass or a named tuple: what a model returns its outputs in."""
+    return is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
 
 
 def _call_args(node: fx.Node) -> tuple[Any, ...]:

@@ -127,6 +127,11 @@ def as_moments(value: Any, noise_variance: float, name: str = "input") -> Any:
     return Moments(value, torch.full_like(value, noise_variance))
 
 
+def lift(x: Moments | Tensor) -> Moments:
+    """A certain tensor as a random one of variance 0."""
+    return x if isinstance(x, Moments) else Moments(x, torch.zeros_like(x))
+
+
 def checked_variance(name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` can be one variance for all elements."""
     if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):

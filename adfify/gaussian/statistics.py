@@ -239,3 +239,32 @@ def deviation_shift(mean: Tensor, variance: Tensor, certain: Tensor, dim: Dims, 
     """The sample standard deviation, ``certain`` that of the means, dimensions kept."""
     s = _centred(mean, variance, dim, _unbiased(mean, dim, correction), 0.0)
     return root_shift(s.certain, s.excess, s.variance, certain)
+
+
+@in_float32
+def cosine_shift(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor, dim: int, eps: float) -> Pair:
+    """What uncertainty adds to the cosine c of the angle between a and b, along ``dim``, which is kept; the variance.
+
+    c = a.b (|a|^2 |b|^2)^-1/2 by the delta method (Oehlert, The American Statistician 46, 1992) about the expected
+    product and squares S = |mean|^2 + sum of variances, with their exact variances and covariances (Stein 1981, lemma
+    1; Goodman 1960, equation 2): what is left when both vectors are all noise is right, a variance of 1 / n.
+    """
+
+    def squares(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        norm = torch.linalg.vector_norm(mean, dim=dim, keepdim=True).clamp(min=eps)
+        expected = norm.square() + variance.sum(dim, keepdim=True)
+        return norm, torch.sqrt(expected)
+
+    norm_a, root_a = squares(mean_a, variance_a)
+    norm_b, root_b = squares(mean_b, variance_b)
+    product = (mean_a * mean_b).sum(dim, keepdim=True)
+    u, w = mean_a / root_a, mean_b / root_b
+    share_a, share_b = variance_a / root_a.square(), variance_b / root_b.square()
+    cosine = product / (root_a * root_b)
+    bend = sum(
+        cosine * 0.75 * (share * (2 * unit.square() + share)).sum(dim, keepdim=True)
+        - (u * w * share).sum(dim, keepdim=True)
+        for unit, share in ((u, share_a), (w, share_b))
+    )
+    slopes = share_a * (w - cosine * u).square() + share_b * (u - cosine * w).square() + share_a * share_b
+    return cosine - product / (norm_a * norm_b) + bend, slopes.sum(dim, keepdim=True)

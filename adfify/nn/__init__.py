@@ -45,7 +45,7 @@ from adfify.nn.layer_norm import (
 from adfify.nn.lp_pooling import LPPool1d, LPPool2d, LPPool3d
 from adfify.nn.max_pooling import MaxPool1d, MaxPool2d, MaxPool3d
 from adfify.nn.module import ADFModule
-from adfify.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from adfify.nn.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from adfify.nn.padding import (
     CircularPad1d,
     CircularPad2d,
@@ -84,6 +84,7 @@ from adfify.nn.resampling import (
     UpsamplingNearest2d,
 )  # fmt: skip
 from adfify.nn.shrinkage import GLU, Hardshrink, RReLU, Softmin, Softshrink, Softsign, Tanhshrink, Threshold
+from adfify.nn.similarity import CosineSimilarity, PairwiseDistance
 from adfify.nn.softmax import LogSoftmax, Softmax, Softmax2d
 from adfify.nn.statistics import std, var
 from adfify.nn.structural import ChannelShuffle, Flatten, Identity, Sequential, Unflatten, cat
@@ -132,6 +133,7 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "CosineSimilarity",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
@@ -165,6 +167,7 @@ __all__ = [
     "Mish",
     "MultiheadAttention",
     "PReLU",
+    "PairwiseDistance",
     "PixelShuffle",
     "PixelUnshuffle",
     "RMSNorm",
@@ -187,6 +190,7 @@ __all__ = [
     "Softplus",
     "Softshrink",
     "Softsign",
+    "SyncBatchNorm",
     "Tanh",
     "Tanhshrink",
     "Threshold",

@@ -11,9 +11,8 @@ from torch import Tensor
 from adfify import gaussian
 from adfify.errors import InputError
 from adfify.gaussian import elementary
-from adfify.moments import Moments
+from adfify.moments import Moments, lift
 from adfify.nn.arithmetic import SUM, ratio
-from adfify.nn.structural import lift
 from adfify.registry import Certain, Uncertain, case, register
 
 GRID = case(Uncertain((4, 3)))

@@ -148,3 +148,11 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
 @normalization(nn.BatchNorm3d, cases=[case(Uncertain((2, 4, 2, 3, 2)), init={"num_features": 4})])
 class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     pass
+
+
+# In training it would need the statistics of all processes.
+@normalization(
+    nn.SyncBatchNorm, only={"training": False}, cases=[case(Uncertain((3, 4, 3, 2)), init={"num_features": 4})]
+)
+class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
+    pass

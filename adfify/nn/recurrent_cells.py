@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adfify.moments import Moments
+from adfify.moments import Moments, lift
 from adfify.nn import recurrent_steps as steps
 from adfify.nn.module import ADFModule
 from adfify.nn.products import parts
 from adfify.nn.recurrent import recurrent
-from adfify.nn.structural import both, lift
+from adfify.nn.structural import both
 from adfify.registry import Certain, Uncertain, case
 
 

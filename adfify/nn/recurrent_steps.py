@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adfify import gaussian
-from adfify.moments import Moments
+from adfify.moments import Moments, lift
 from adfify.nn import arithmetic, structural
 from adfify.nn.affine import linear
 from adfify.nn.products import parts
-from adfify.nn.structural import both, lift
+from adfify.nn.structural import both
 
 Value = Moments | Tensor  # not in the signature of a rule: what a rule takes is read from there
 State = tuple[Any, ...]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adfify.errors import InputError
-from adfify.moments import Moments
+from adfify.moments import Moments, lift
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
 
@@ -33,11 +33,6 @@ def parts(op: Callable[..., Sequence[Tensor]], x: Moments, *args: Any, **kwargs:
     """The same operation, which cuts a tensor into several, on mean and variance."""
     pairs = zip(op(x.mean, *args, **kwargs), op(x.variance, *args, **kwargs), strict=True)
     return tuple(Moments(mean, variance) for mean, variance in pairs)
-
-
-def lift(x: Moments | Tensor) -> Moments:
-    """A certain tensor as a random one of variance 0."""
-    return x if isinstance(x, Moments) else Moments(x, torch.zeros_like(x))
 
 
 @structural(

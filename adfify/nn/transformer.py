@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from adfify.errors import InputError
-from adfify.moments import Moments
+from adfify.moments import Moments, lift
 from adfify.nn.arithmetic import add
 from adfify.nn.module import ADFModule
-from adfify.nn.structural import lift
 from adfify.registry import RULES, Uncertain, case, register, target_name
 
 SOURCE = "the rules of the children, composed; the sum of a residual and its branch by linearity"

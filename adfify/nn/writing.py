@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adfify.moments import Moments
+from adfify.moments import Moments, lift
 from adfify.nn.resampling import laid_out_like
-from adfify.nn.structural import lift
 from adfify.registry import Certain, Uncertain, case, register
 
 aten = torch.ops.aten

@@ -1,0 +1,62 @@
+"""How alike two vectors are: the cosine of the angle between them, and their distance."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adfify.gaussian import statistics
+from adfify.moments import Moments, lift
+from adfify.nn.arithmetic import sub
+from adfify.nn.layer_norm import added
+from adfify.nn.module import ADFModule
+from adfify.nn.statistics import ROOT
+from adfify.registry import Certain, Uncertain, case, register
+
+# Measured at input std of .3 to .9 about means within 1.3 of 0, of 12 elements: where noise is as large as the vector.
+cosine = partial(register, family="normalization", source="delta method, second order for the mean", tolerance=0.3)
+distance = partial(register, family="pooling", source=ROOT, tolerance=0.05, only={"p": 2.0})
+
+_PAIRS = [case(Uncertain((3, 12)), Uncertain((3, 12))), case(Uncertain((3, 12)), Certain((3, 12)))]
+
+
+@cosine(F.cosine_similarity, cases=[*_PAIRS, case(Uncertain((2, 9, 3)), Uncertain((2, 9, 3)), dim=-2, eps=1e-6)])
+def cosine_similarity(x1: Moments | Tensor, x2: Moments | Tensor, dim: int = 1, eps: float = 1e-8) -> Moments:
+    a, b = lift(x1), lift(x2)
+    certain = F.cosine_similarity(a.mean, b.mean, dim, eps)
+    if x1 is x2:
+        return Moments(certain, torch.zeros_like(certain))
+    shift, spread = statistics.cosine_shift(a.mean, a.variance, b.mean, b.variance, dim, eps)
+    return added(certain, shift.squeeze(dim), spread.squeeze(dim))
+
+
+@cosine(nn.CosineSimilarity, cases=_PAIRS)
+class CosineSimilarity(ADFModule, nn.CosineSimilarity):
+    many_inputs = True
+
+    def forward(self, x1: Moments | Tensor, x2: Moments | Tensor) -> Moments:
+        return cosine_similarity(x1, x2, self.dim, self.eps)
+
+
+@distance(F.pairwise_distance, cases=[*_PAIRS, case(Uncertain((3, 12)), Uncertain((3, 12)), keepdim=True)])
+def pairwise_distance(
+    x1: Moments | Tensor, x2: Moments | Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Moments:
+    gap = sub(x1, x2)
+    certain = F.pairwise_distance(
+        x1.mean if isinstance(x1, Moments) else x1, x2.mean if isinstance(x2, Moments) else x2, p, eps, True
+    )
+    shift, spread = statistics.norm_shift(gap.mean + eps, gap.variance, certain, (-1,))
+    result = added(certain, shift, spread)
+    return result if keepdim else Moments(result.mean.squeeze(-1), result.variance.squeeze(-1))
+
+
+@distance(nn.PairwiseDistance, only={"norm": 2.0}, cases=_PAIRS)
+class PairwiseDistance(ADFModule, nn.PairwiseDistance):
+    many_inputs = True
+
+    def forward(self, x1: Moments | Tensor, x2: Moments | Tensor) -> Moments:
+        return pairwise_distance(x1, x2, self.norm, self.eps, self.keepdim)
