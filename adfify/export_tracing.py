@@ -50,7 +50,7 @@ def export(
         program = program.run_decompositions({})
     module = program.module(check_guards=False)
     graph = _cleaned(module, program.call_spec.out_spec)
-    return graph, _constants(module, root)
+    return graph, _constants(module, graph, root)
 
 
 @contextmanager
@@ -143,6 +143,8 @@ def _inlined(new: fx.Graph, module: fx.GraphModule, env: dict[fx.Node, Any]) -> 
     for node in module.graph.nodes:
         if node.op == "placeholder" or node.target in _CHECKS or node.target == "_guards_fn":
             continue
+        if node.op == "get_attr" and isinstance(getattr(module, str(node.target), None), fx.GraphModule):
+            continue  # a region
         if node.op == "output":
             return fx.map_arg(node.args[0], env.__getitem__)
         place = _REGIONS.get(getattr(node.target, "__name__", ""))
@@ -164,11 +166,9 @@ def _copied(new: fx.Graph, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     return copy
 
 
-def _constants(module: fx.GraphModule, root: nn.Module) -> dict[str, Tensor]:
+def _constants(module: fx.GraphModule, graph: fx.Graph, root: nn.Module) -> dict[str, Tensor]:
     """Tensors that the graph refers to and the model does not have."""
-    own = {
-        name
-        for name, _ in (*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False))
-    }
-    names = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    tables = (root.named_parameters(remove_duplicate=False), root.named_buffers(remove_duplicate=False))
+    own = {name for table in tables for name, _ in table}
+    names = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     return {name: getattr(module, name) for name in sorted(names - own)}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adfify.errors import InputError
-from adfify.moments import Moments
+from adfify.moments import Moments, lift
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
 
@@ -83,6 +83,28 @@ def aten_batch_norm(
 ) -> Moments:
     """:func:`batch_norm` with its arguments in the order that torch's C++ has them in."""
     return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+@normalization(
+    torch.ops.aten._native_batch_norm_legit_no_training,
+    cases=[
+        case(
+            Uncertain((3, 4, 5)), Certain((4,)), Certain((4,)), Certain((4,)), Certain((4,), positive=True), 0.1, 1e-5,
+        )
+    ],
+)  # fmt: skip
+def functional_batch_norm(
+    input: Moments,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Moments, Moments, Moments]:
+    """What torch.export's functional form has; its second and third results are empty outside training."""
+    empty = lift(input.mean.new_empty(0))
+    return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps), empty, empty
 
 
 def _batch_statistics(x: Moments) -> tuple[Tensor, Tensor]:
