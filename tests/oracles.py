@@ -173,12 +173,12 @@ def _fill(value: Any, uncertain: Callable[[Uncertain], Any], known: Callable[[Ce
 
 
 def _values(result: Any) -> Iterator[Any]:
-    """The random tensors among what an operation returned: not None, nor positions, nor whole numbers."""
+    """The random tensors among what an operation returned: not None, positions, whole numbers or nothing at all."""
     match result:
         case Moments():
-            yield result
+            yield from [result] * (result.mean.numel() > 0)
         case Tensor():
-            if result.is_floating_point():
+            if result.is_floating_point() and result.numel():
                 yield result
         case tuple() | list():
             for item in result:

@@ -30,9 +30,9 @@ attention = partial(register, family="arithmetic", source=SOURCE, tolerance=0.5)
 
 # The elements of a projection share their input, which is left out. With torch's own initial weights, input std 0.03 to
 # 0.6 and 32 elements of 4 heads, mean is off by 1 to 12 % of the std (root mean square), and std by 11 to 15 %, on
-# average 2 to 5 % too small; of 4 elements of 2 heads by up to 0.9.
+# average 2 to 5 % too small; of 4 elements of 2 heads by up to 1.2.
 multi_head = partial(
-    register, family="arithmetic", source="projections and attention, composed: see gaussian.attention", tolerance=0.5
+    register, family="arithmetic", source="projections and attention, composed: see gaussian.attention", tolerance=1.5
 )
 
 _MASKED = -(2.0**125)

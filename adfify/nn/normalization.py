@@ -103,8 +103,10 @@ def functional_batch_norm(
     eps: float,
 ) -> tuple[Moments, Moments, Moments]:
     """What torch.export's functional form has; its second and third results are empty outside training."""
-    empty = lift(input.mean.new_empty(0))
-    return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps), empty, empty
+    functional = torch.ops.aten._native_batch_norm_legit_no_training.default
+    mean, *saved = functional(input.mean, weight, bias, running_mean, running_var, momentum, eps)
+    variance = input.variance * _gain(running_var, weight, eps, input.mean.dim())
+    return Moments(mean, variance), lift(saved[0]), lift(saved[1])
 
 
 def _batch_statistics(x: Moments) -> tuple[Tensor, Tensor]:

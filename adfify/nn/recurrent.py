@@ -21,9 +21,10 @@ from adfify.registry import Certain, Uncertain, case, register
 SOURCE = "the steps composed: linear maps, sigmoid and tanh by quadrature, products (Goodman 1960, equation 2)"
 
 # Measured against Monte Carlo, for one to eight steps of 2 to 16 units with torch's own initial weights, at input std
-# 0.1 to 1: mean off by 1 to 11 % of the std and std by 4 to 10 % (root mean square), half for the worst unit; a
-# projection, whose elements share their input, up to 0.9. Two bidirectional layers: std 14 to 18 % too small.
-recurrent = partial(register, family="arithmetic", source=SOURCE, tolerance=1.0)
+# 0.1 to 1: mean off by 1 to 11 % of the std and std by 4 to 10 % (root mean square), half for the worst unit; of
+# networks of two units, where the next step's inputs share most of theirs, by up to 1.6. Two bidirectional layers: std
+# 14 to 18 % too small.
+recurrent = partial(register, family="arithmetic", source=SOURCE, tolerance=2.0)
 
 
 # As torch.export has them

@@ -59,7 +59,7 @@ def unflatten(input: Moments, dim: Any, sizes: Any) -> Moments:
     return both(torch.unflatten, input, dim, sizes)
 
 
-@structural(torch.ops.aten._unsafe_view, alias=False, cases=[case(Uncertain((2, 6)), [3, 4])])
+@structural(torch.ops.aten._unsafe_view, cases=[case(Uncertain((2, 6)), [3, 4])])
 @structural("view", cases=[case(Uncertain((2, 6)), 3, 4), case(Uncertain((2, 6)), (-1, 3))])
 def view(input: Moments, *shape: Any) -> Moments:
     return both(Tensor.view, input, *shape)

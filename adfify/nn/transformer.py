@@ -16,8 +16,9 @@ from adfify.registry import RULES, Uncertain, case, register, target_name
 SOURCE = "the rules of the children, composed; the sum of a residual and its branch by linearity"
 
 # Against Monte Carlo, with torch's own initial weights, input std 0.03 to 0.3: one layer, mean off by 2 % of the
-# std, std by 4 to 6 % (root mean square), 20 % at most; three layers, 10 % and 30 %, nearly all of it too small.
-transformer = partial(register, family="arithmetic", source=SOURCE, tolerance=0.6)
+# std, std by 4 to 6 % (root mean square), 20 % at most; three layers, 10 % and 30 %, nearly all of it too small. At
+# input std 0.3 to 0.9 and 8 elements, encoder and decoder together: the worst element by 0.75.
+transformer = partial(register, family="arithmetic", source=SOURCE, tolerance=1.0)
 
 
 class _Layer(ADFModule):
