@@ -13,21 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adfify.gaussian.normal import Pair, in_float32, normal_cdf, standardise
+from adfify.gaussian.normal import Pair, below, in_float32, normal_cdf, tail
 from adfify.gaussian.piecewise import relu
 from adfify.gaussian.quadrature import expect, soft
 
 
 def _jump(height: Tensor, variance: Tensor, rise: float) -> tuple[Tensor, Tensor, Tensor]:
     """Of A + rise B for x - t of mean ``height``: its mean, what uncertainty adds to that, and its variance."""
-    near, _, z = standardise(height, variance)
     above = height > 0
-    tail = torch.where(near, normal_cdf(-z.abs()), 0.0)
+    beyond = torch.where(variance > 0, normal_cdf(tail(below(height), variance)[1]), 0.0)
     ramp, spread = relu(height, variance)
-    share = torch.where(above, 1 - tail, tail)
-    shift = ramp - torch.relu(height) + rise * torch.where(above, -tail, tail)
-    below = torch.where(above, tail, 1 - tail)
-    variance = spread + 2 * rise * ramp * below + rise * rise * tail * (1 - tail)
+    share = torch.where(above, 1 - beyond, beyond)
+    shift = ramp - torch.relu(height) + rise * torch.where(above, -beyond, beyond)
+    lower = torch.where(above, beyond, 1 - beyond)
+    variance = spread + 2 * rise * ramp * lower + rise * rise * beyond * (1 - beyond)
     return ramp + rise * share, shift, variance.clamp(min=0)
 
 
