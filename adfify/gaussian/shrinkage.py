@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adfify.gaussian.blocks import in_blocks
 from adfify.gaussian.normal import Pair, below, in_float32, normal_cdf, tail
 from adfify.gaussian.piecewise import relu
 from adfify.gaussian.quadrature import expect, soft
@@ -30,6 +31,7 @@ def _jump(height: Tensor, variance: Tensor, rise: float) -> tuple[Tensor, Tensor
     return ramp + rise * share, shift, variance.clamp(min=0)
 
 
+@in_blocks
 @in_float32
 def threshold(mean: Tensor, variance: Tensor, threshold: float, value: float) -> Pair:
     """x where x > threshold, else value."""
@@ -37,6 +39,7 @@ def threshold(mean: Tensor, variance: Tensor, threshold: float, value: float) ->
     return F.threshold(mean, threshold, value) + shift, spread
 
 
+@in_blocks
 @in_float32
 def hardshrink(mean: Tensor, variance: Tensor, lambd: float = 0.5) -> Pair:
     """x where |x| > lambd, else 0: `_shrunk` with a jump of lambd."""
@@ -44,6 +47,7 @@ def hardshrink(mean: Tensor, variance: Tensor, lambd: float = 0.5) -> Pair:
     return F.hardshrink(mean, lambd) + shift, spread
 
 
+@in_blocks
 @in_float32
 def softshrink(mean: Tensor, variance: Tensor, lambd: float = 0.5) -> Pair:
     """x moved towards 0 by lambd: `_shrunk` without a jump."""
@@ -58,6 +62,7 @@ def _shrunk(mean: Tensor, variance: Tensor, lambd: float, rise: float) -> Pair:
     return upper_shift - lower_shift, upper_spread + lower_spread + 2 * upper * lower
 
 
+@in_blocks
 @in_float32
 def tanhshrink(mean: Tensor, variance: Tensor) -> Pair:
     """x - tanh x, by quadrature split at 0, where it is as flat as x^3."""
@@ -74,6 +79,7 @@ def _tanhshrink(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 0.2, series * x * square, F.tanhshrink(x))
 
 
+@in_blocks
 @in_float32
 def softsign(mean: Tensor, variance: Tensor) -> Pair:
     """x / (1 + |x|), by quadrature split at 0."""
