@@ -31,7 +31,7 @@ def readable(*tensors: Tensor) -> bool:
 
 
 def in_blocks(rule: Callable[P, Pair]) -> Callable[P, Pair]:
-    """Evaluate an elementwise ``rule`` block by block where that is faster: see Note [Blocks that stay in the cache]."""
+    """Evaluate an elementwise ``rule`` block by block where that is faster: Note [Blocks that stay in the cache]."""
 
     @functools.wraps(rule)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Pair:
@@ -39,9 +39,9 @@ def in_blocks(rule: Callable[P, Pair]) -> Callable[P, Pair]:
         size = _BLOCK * torch.get_num_threads()
         if max(x.numel() for x in tensors) <= size or not readable(*tensors):
             return rule(*args, **kwargs)
-        shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+        shape = torch.broadcast_shapes(*(x.shape for x in tensors))  # type: ignore[no-untyped-call]
         order = _order(next((x for x in tensors if x.shape == shape), tensors[0].expand(shape)))
-        blocks = {id(x): _flat(x, shape, order).split(size) for x in tensors if x.numel() > 1}
+        blocks = {id(x): torch.split(_flat(x, shape, order), size) for x in tensors if x.numel() > 1}
         count = len(next(iter(blocks.values())))
         blocks |= {id(x): (x.reshape(()),) * count for x in tensors if x.numel() == 1}
 
@@ -62,7 +62,7 @@ def in_blocks(rule: Callable[P, Pair]) -> Callable[P, Pair]:
 
 def _order(x: Tensor) -> list[int]:
     """The dimensions as they lie in memory, outermost first."""
-    return sorted(range(x.dim()), key=lambda d: (-x.stride(d), d))
+    return sorted(range(x.dim()), key=lambda d: (-x.stride()[d], d))
 
 
 def _flat(x: Tensor, shape: torch.Size, order: list[int]) -> Tensor:

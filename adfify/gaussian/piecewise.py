@@ -19,7 +19,18 @@ import torch
 from torch import Tensor
 
 from adfify.gaussian.blocks import in_blocks, readable
-from adfify.gaussian.normal import FLOOR, REACH, Pair, below, in_float32, lower_moments, normal_cdf, normal_pdf, step, tail
+from adfify.gaussian.normal import (
+    FLOOR,
+    REACH,
+    Pair,
+    below,
+    in_float32,
+    lower_moments,
+    normal_cdf,
+    normal_pdf,
+    step,
+    tail,
+)
 
 
 @in_blocks
@@ -123,8 +134,8 @@ def clamp_correction(mean: Tensor, variance: Tensor, low: float, high: float) ->
         correction, variance = _ramp(outside, variance, 1 - step(outside))
         return sign * correction, variance
     if readable(mean, variance) and _ONE_BOUND[mean.dtype] ** 2 * float(variance.max()) < (high - low) ** 2:
-        outside = torch.maximum(low - mean, mean - high)
-        correction, variance = _ramp(outside, variance, 1 - step(outside))
+        inside = torch.minimum(mean - low, high - mean)
+        correction, variance = _ramp(inside, variance, step(inside))
         return torch.sign(0.5 * (low + high) - mean) * correction, variance
     return _two_bounds(mean, variance, low, high)
 
@@ -136,8 +147,8 @@ def _two_bounds(mean: Tensor, variance: Tensor, low: float, high: float) -> Pair
     psi_n(z) = E[(z + xi)+^n] and D = psi_1(a) - psi_1(b), the mean is f(mean) + s D, and Var / v + D^2 is
         1 - 2 Phi(a) - 2 Phi(b) + psi_2(a) + psi_2(b)   between the bounds,
         psi_2(a) - psi_2(b) - 2 w psi_1(b)              below them, and with a and b exchanged above them,
-    as Cov(x, max(x - h, 0)) = v Phi((m - h) / s) (Stein 1981, lemma 1). Once the interval is narrow, w << 1, these terms
-    cancel: see `_narrow_clamp`.
+    as Cov(x, max(x - h, 0)) = v Phi((m - h) / s) (Stein 1981, lemma 1). Once the interval is narrow, w << 1,
+    these terms cancel: see `_narrow_clamp`.
     """
     std, a = tail(below(low - mean), variance)
     _, b = tail(below(mean - high), variance)
@@ -158,7 +169,7 @@ def _two_bounds(mean: Tensor, variance: Tensor, low: float, high: float) -> Pair
 
 
 def _narrow_clamp(w: Tensor, offset: Tensor, variance: Tensor) -> Pair:
-    """What `_two_bounds` calls D and Var / v by Taylor's series in w << 1; ``offset`` is that of the mean from the middle.
+    """What `_two_bounds` calls D and Var / v, by Taylor's series in w << 1; ``offset`` is mean - (low + high) / 2.
 
     Reflected so that the mean is below the middle, at c <= 0 in units of s. With t uniform on (-1/2, 1/2), the mean is
     then w E[Phi(c + w t)] above the bound below it, and the second moment w^2 E[(1 + 2 t) Phi(c - w t)].

@@ -28,9 +28,9 @@ def expect(f: Elementwise, mean: Tensor, variance: Tensor, kinks: Sequence[float
     two kinks and beyond the outer ones; see Note [Nodes that crowd towards a kink].
     """
     if not kinks:
-        return _integrate(f, mean, variance, _smooth_floor(mean), ())
+        return _integrate(f, mean, variance, _least(mean), ())
     gap = functools.reduce(torch.minimum, [(mean - kink).abs() for kink in kinks])
-    return _integrate(f, mean, variance, _RESOLUTION[mean.dtype] * gap, sorted(kinks))
+    return _integrate(f, mean, variance, (_RESOLUTION[mean.dtype] * gap).square(), sorted(kinks))
 
 
 # Note [Small variances by quadrature]
@@ -57,8 +57,10 @@ _HERMITE = {
 _LEGENDRE = [(float(t + 1) / 2, float(w) / 2) for t, w in zip(*leggauss(16), strict=True)]
 
 
-def _smooth_floor(mean: Tensor) -> Tensor:
-    return _RESOLUTION[mean.dtype] * torch.sqrt(1 + mean * mean / 16)
+def _least(mean: Tensor) -> Tensor:
+    """s0^2 of a smooth function."""
+    square = _RESOLUTION[mean.dtype] ** 2
+    return mean * mean * (square / 16) + square
 
 
 @dataclass(frozen=True)
@@ -92,30 +94,31 @@ def _spans(mean: Tensor, std: Tensor, breaks: Sequence[float]) -> Iterator[tuple
         yield _Span(left, right - left, right - left), 1
 
 
-def _integrate(f: Elementwise, mean: Tensor, variance: Tensor, floor: Tensor, breaks: Sequence[float]) -> Pair:
+def _integrate(f: Elementwise, mean: Tensor, variance: Tensor, least: Tensor, breaks: Sequence[float]) -> Pair:
     """Mean and variance about f(mean), summed node by node: the memory does not grow with their number."""
-    return _scaled(variance, floor, f(mean), lambda std, centre: _sums(f, mean, std, centre, breaks))
+    nodes = None if breaks else 32
+    return _scaled(variance, least, f(mean), lambda std, centre: _sums(f, mean, std, centre, breaks, nodes))
 
 
-def _scaled(variance: Tensor, floor: Tensor, centre: Tensor, sums: Callable[[Tensor, Tensor], Pair]) -> Pair:
+def _scaled(variance: Tensor, least: Tensor, centre: Tensor, sums: Callable[[Tensor, Tensor], Pair]) -> Pair:
     """See Note [Small variances by quadrature]; ``sums`` gives E[d] and E[d^2] of the deviation d from the centre."""
-    widened = torch.maximum(variance, floor.detach().square().clamp(min=1e-24))
+    widened = torch.maximum(variance, least.detach().clamp(min=1e-24))
     share = variance / widened
     first, second = sums(torch.sqrt(widened), centre)
     spread = torch.addcmul(second, first, first, value=-1).clamp(min=0)
     return torch.addcmul(centre, share, first), share * spread
 
 
-def _sums(f: Elementwise, mean: Tensor, std: Tensor, centre: Tensor, breaks: Sequence[float]) -> Pair:
-    sums = torch.zeros_like(centre), torch.zeros_like(centre)
-    for span, sign in _spans(mean, std, breaks) if breaks else ():
-        sums = _span_sums(f, mean, std, centre, span, sign, sums)
-    return sums if breaks else _hermite_sums(f, mean, std, centre, 32)
-
-
-def _hermite_sums(f: Elementwise, mean: Tensor, std: Tensor, centre: Tensor, nodes: int) -> Pair:
+def _sums(
+    f: Elementwise, mean: Tensor, std: Tensor, centre: Tensor, breaks: Sequence[float], hermite: int | None = None
+) -> Pair:
+    """By so many Gauss-Hermite nodes, or where that is None by those between the breaks."""
     first, second = torch.zeros_like(centre), torch.zeros_like(centre)
-    for z, weight in _HERMITE[nodes]:
+    if hermite is None:
+        for span, sign in _spans(mean, std, breaks):
+            first, second = _span_sums(f, mean, std, centre, span, sign, (first, second))
+        return first, second
+    for z, weight in _HERMITE[hermite]:
         deviation = f(torch.add(mean, std, alpha=z)) - centre
         first = torch.add(first, deviation, alpha=weight)
         second = torch.addcmul(second, deviation, deviation, value=weight)
@@ -127,9 +130,7 @@ def _added(sums: Pair, weight: Tensor | float, deviation: Tensor) -> Pair:
     return sums[0] + weighted, torch.addcmul(sums[1], weighted, deviation)
 
 
-def _span_sums(
-    f: Elementwise, mean: Tensor, std: Tensor, centre: Tensor, span: _Span, sign: int, sums: Pair
-) -> Pair:
+def _span_sums(f: Elementwise, mean: Tensor, std: Tensor, centre: Tensor, span: _Span, sign: int, sums: Pair) -> Pair:
     if not torch.compiler.is_exporting():
         for t, weight in _LEGENDRE:
             z, node_weight = span.place(t, sign * weight)
@@ -157,10 +158,10 @@ def _span_sums(
 
 # Note [Fewer nodes for a narrow Gaussian]
 #   Where s is small against the length over which f changes its form, few Gauss-Hermite nodes are as good as 32 crowded
-#   ones, and cost as much less. With that length in units of the ``bend`` of the rule, these bounds leave less than 1e-6
-#   of the variance, and of the std for the mean, for all the rules here: the rounding of float32. Each element goes by its
-#   own s, so that it does not depend on its neighbours. It takes numbers that can be looked at: compiled and exported
-#   programs, and the pass that records gradients, have all nodes.
+#   ones, and cost as much less. With s in units of that length, the ``bend`` of the rule, these bounds leave less than
+#   2e-6 of the variance, and of the std for the mean, for all the rules here: about the rounding of float32. Each
+#   element goes by its own s, so that it does not depend on its neighbours. It takes numbers that can be looked at:
+#   compiled and exported programs, and the pass that records gradients, have all nodes.
 _NARROW = {6: 0.2, 10: 0.5, 16: 0.85, 24: 1.2}  # nodes: s / bend up to which they do
 
 
@@ -174,18 +175,24 @@ def soft(f: Elementwise, mean: Tensor, variance: Tensor, bend: float = 0.0) -> P
     """
     if bend and mean.dtype == torch.float32 and readable(mean, variance):
         sums = functools.partial(_sums_by_width, f, mean, bend=bend)
-        return _scaled(variance, _smooth_floor(mean), f(mean), sums)
-    return _integrate(f, mean, variance, _smooth_floor(mean), (0.0,))
+        return _scaled(variance, _least(mean), f(mean), sums)
+    return _integrate(f, mean, variance, _least(mean), (0.0,))
 
 
 def _sums_by_width(f: Elementwise, mean: Tensor, std: Tensor, centre: Tensor, bend: float) -> Pair:
-    bounds = torch.tensor([bound * bend for bound in _NARROW.values()])
-    widths = torch.bucketize(std.contiguous(), bounds)
-    sums = torch.empty_like(centre), torch.empty_like(centre)
-    for k in range(int(widths.min()), int(widths.max()) + 1):
-        chosen = (widths == k).nonzero(as_tuple=True)
-        given = mean[chosen], std[chosen], centre[chosen]
-        part = _hermite_sums(f, *given, list(_NARROW)[k]) if k < len(_NARROW) else _sums(f, *given, (0.0,))
+    bounds = [0.0, *(bound * bend for bound in _NARROW.values()), math.inf]
+    classes = list(zip(itertools.pairwise(bounds), (*_NARROW, None), strict=True))
+    least, most = float(std.min()), float(std.max())
+    present = [(low, high, nodes) for (low, high), nodes in classes if most > low and least <= high]
+    if len(present) <= 1:  # none where there are NaN
+        return _sums(f, mean, std, centre, (0.0,), present[0][2] if present else None)
+    shape = torch.broadcast_shapes(mean.shape, std.shape)  # type: ignore[no-untyped-call]
+    mean, std, flat = (x.expand(shape).reshape(-1) for x in (mean, std, centre))
+    sums = torch.empty_like(flat), torch.empty_like(flat)
+    for low, high, nodes in present:
+        chosen = ((std > low) & (std <= high)).nonzero().squeeze(1)
+        part = _sums(f, mean[chosen], std[chosen], flat[chosen], (0.0,), nodes)
         for whole, x in zip(sums, part, strict=True):
-            whole[chosen] = x
-    return sums
+            whole.scatter_(0, chosen, x)
+    first, second = (x.view(shape) for x in sums)
+    return first, second

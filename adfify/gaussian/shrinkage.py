@@ -86,7 +86,8 @@ def softsign(mean: Tensor, variance: Tensor) -> Pair:
     return expect(F.softsign, mean, variance, kinks=(0.0,))
 
 
+@in_blocks
 @in_float32
-def smooth(f: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> Pair:
-    """Any smooth f that bends once, at 0, by quadrature."""
-    return soft(f, mean, variance)
+def smooth(f: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, bend: float = 0.0) -> Pair:
+    """Any smooth f that bends once, at 0, by quadrature; ``bend`` is that of `soft`."""
+    return soft(f, mean, variance, bend)
