@@ -134,7 +134,7 @@ def clamp_correction(mean: Tensor, variance: Tensor, low: float, high: float) ->
         correction, variance = _ramp(outside, variance, 1 - step(outside))
         return sign * correction, variance
     if readable(mean, variance) and _ONE_BOUND[mean.dtype] ** 2 * float(variance.max()) < (high - low) ** 2:
-        inside = torch.minimum(mean - low, high - mean)
+        inside = torch.minimum(mean - low if low else mean, torch.rsub(mean, high))
         correction, variance = _ramp(inside, variance, step(inside))
         return torch.sign(0.5 * (low + high) - mean) * correction, variance
     return _two_bounds(mean, variance, low, high)

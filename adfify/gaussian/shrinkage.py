@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adfify.gaussian.blocks import in_blocks
-from adfify.gaussian.normal import Pair, below, in_float32, normal_cdf, tail
+from adfify.gaussian.normal import Pair, below, in_float32, lower_moments, tail
 from adfify.gaussian.piecewise import relu
 from adfify.gaussian.quadrature import expect, soft
 
@@ -22,7 +22,7 @@ from adfify.gaussian.quadrature import expect, soft
 def _jump(height: Tensor, variance: Tensor, rise: float) -> tuple[Tensor, Tensor, Tensor]:
     """Of A + rise B for x - t of mean ``height``: its mean, what uncertainty adds to that, and its variance."""
     above = height > 0
-    beyond = torch.where(variance > 0, normal_cdf(tail(below(height), variance)[1]), 0.0)
+    beyond = torch.where(variance > 0, lower_moments(tail(below(height), variance)[1])[0], 0.0)
     ramp, spread = relu(height, variance)
     share = torch.where(above, 1 - beyond, beyond)
     shift = ramp - torch.relu(height) + rise * torch.where(above, -beyond, beyond)
