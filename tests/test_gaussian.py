@@ -257,7 +257,7 @@ def test_partial_moments_against_forty_digits(dtype: torch.dtype, tolerance: flo
             pdf, cdf = mpmath.npdf(point), mpmath.ncdf(point)
             first = pdf + point * cdf
             for moment, want in zip(got, (cdf, first, cdf + point * first), strict=True):
-                assert abs(float(moment[k]) / float(want) - 1) < tolerance * max(0.15, float(point) ** 2 / 100)
+                assert abs(float(moment[k]) / float(want) - 1) < tolerance * max(0.25, float(point) ** 2 / 100)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))

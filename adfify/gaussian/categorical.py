@@ -46,14 +46,14 @@ def _margin(mean: Tensor, variance: Tensor, dim: int) -> tuple[Tensor, Tensor, T
     """
     mean, variance = mean + torch.zeros_like(variance), variance + torch.zeros_like(mean)
     top = mean.argmax(dim, keepdim=True)
-    is_top = torch.zeros_like(mean, dtype=torch.bool).scatter(dim, top, True)
+    is_other = torch.ones_like(mean).scatter(dim, top, 0.0)
     shifted = mean - mean.gather(dim, top)
     weight = torch.exp(shifted)
 
     # Sums over j != k. That of the top class is summed afresh: as a difference it would be mostly rounding.
     def others(term: Tensor) -> Tensor:
-        rest = torch.where(is_top, 0.0, term).sum(dim, keepdim=True)
-        return torch.where(is_top, rest, (rest - term).clamp(min=0) + term.gather(dim, top))
+        rest = (term * is_other).sum(dim, keepdim=True)
+        return torch.lerp(rest, (rest - term).clamp(min=0) + term.gather(dim, top), is_other)
 
     total = others(weight).clamp(min=torch.finfo(mean.dtype).tiny)
     square = others(weight * weight * variance) / total / total
