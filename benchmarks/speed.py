@@ -24,7 +24,13 @@ import adfify
 from adfify.benchmark import Cost, interleaved
 from adfify.checkpoint import open_source
 
-MODELS = ("torchvision:resnet18", "torchvision:mobilenet_v2", "timm:efficientnet_lite0")
+MODELS = (
+    "torchvision:resnet18",
+    "torchvision:mobilenet_v2",  # ReLU6
+    "timm:efficientnet_lite0",
+    "timm:efficientnet_b0",  # SiLU
+    "timm:vit_tiny_patch16_224",  # GELU, softmax
+)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adfify import gaussian
+from adfify.gaussian import blocks, normal
 
 STDS = (1e-6, 1e-3, 0.1, 1.0, 3.0, 10.0, 30.0)
 BENDS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)  # where the oracle splits a smooth function
@@ -246,6 +248,24 @@ def test_slope_of_the_mean_is_a_normal_cdf_in_the_tail() -> None:
         torch.testing.assert_close(slope.double(), 0.5 * torch.erfc(-z / math.sqrt(2)), rtol=tolerance, atol=0)
 
 
+@pytest.mark.parametrize("dtype, tolerance", ((torch.float32, 5e-6), (torch.float64, 1e-14)))
+def test_partial_moments_against_forty_digits(dtype: torch.dtype, tolerance: float) -> None:
+    z = torch.linspace(-10, 0, 201, dtype=torch.float64).to(dtype)
+    got = normal.lower_moments(z)
+    with mpmath.workdps(60):
+        for k, point in enumerate(map(mpmath.mpf, z.tolist())):
+            pdf, cdf = mpmath.npdf(point), mpmath.ncdf(point)
+            first = pdf + point * cdf
+            for moment, want in zip(got, (cdf, first, cdf + point * first), strict=True):
+                assert abs(float(moment[k]) / float(want) - 1) < tolerance * max(0.25, float(point) ** 2 / 100)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_partial_moments_end_in_an_exact_zero(dtype: torch.dtype) -> None:
+    z = torch.tensor(-normal.REACH[dtype], dtype=dtype)
+    assert not any(moment.any() for moment in normal.lower_moments(z))
+
+
 # Two inputs
 
 
@@ -407,6 +427,60 @@ def test_vmap_fake_tensors_broadcasting_and_memory_format(name: str) -> None:
     with FakeTensorMode() as mode:
         fake = rule(mode.from_tensor(mean), mode.from_tensor(variance))
     assert all(f.shape == mean.shape and f.dtype == mean.dtype for f in fake)
+
+
+def layouts() -> dict[str, Tensor]:
+    x = 4 * torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    return {
+        "contiguous": x,
+        "channels_last": x.contiguous(memory_format=torch.channels_last),
+        "transposed": x.transpose(1, 3),
+        "every other": torch.randn(2, 4, 8, 32, generator=torch.Generator().manual_seed(1))[..., ::2],
+    }
+
+
+@pytest.mark.parametrize("layout", layouts())
+@pytest.mark.parametrize("name", ALL)
+def test_blocks_change_nothing(name: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mean = layouts()[layout]
+    mean = mean.clamp(max=8) if name == "exp" else mean
+    variance = torch.rand(mean.shape, generator=torch.Generator().manual_seed(2)).square()
+    whole = ALL[name].rule(mean, variance)
+    monkeypatch.setattr(blocks, "_BLOCK", 64)
+    for got, want in zip(ALL[name].rule(mean, variance), whole, strict=True):
+        if name in ("relu", "leaky_relu", "absolute") and layout in ("contiguous", "channels_last"):
+            assert torch.equal(got, want) and got.stride() == mean.stride()
+        torch.testing.assert_close(got, want, rtol=2e-6, atol=1e-6)
+        # Elsewhere a compiler or a gradient sees to it that numbers are not looked at.
+    recorded = ALL[name].rule(mean.clone().requires_grad_(), variance)
+    for got, want in zip(recorded, whole, strict=True):
+        torch.testing.assert_close(got.detach(), want, rtol=2e-5, atol=2e-6)
+
+
+def test_blocks_of_broadcast_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    mean = layouts()["channels_last"]
+    slope, variance = torch.tensor([0.1, -0.5, 2.0, 0.0])[:, None, None], torch.rand(4, 1, 1)
+    for rule in (
+        lambda: gaussian.leaky_relu(mean, variance, slope),
+        lambda: gaussian.relu(mean, torch.tensor([[[[0.3]]]])),
+        lambda: gaussian.maximum(mean[:1], variance.expand(1, 4, 8, 16), mean[:, :1], variance),
+        lambda: gaussian.relu(mean.half(), variance.half()),
+    ):
+        whole = rule()
+        with monkeypatch.context() as patch:
+            patch.setattr(blocks, "_BLOCK", 64)
+            torch.testing.assert_close(rule(), whole)
+
+
+def test_each_element_of_a_sigmoid_has_the_nodes_of_its_own_width() -> None:
+    std = torch.logspace(-3, 1.5, 400)
+    mean = torch.linspace(-4, 4, 400)[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
+    got = gaussian.silu(mean, std**2)
+    alone = [gaussian.silu(m, v) for m, v in zip(mean, std**2, strict=True)]
+    for k in (0, 1):
+        torch.testing.assert_close(got[k], torch.stack([pair[k] for pair in alone]), rtol=3e-5, atol=1e-6)
+    want, truth = oracle(F.silu, mean, std**2, BENDS)
+    assert ((got[0] - want).abs() <= 3e-5 * truth.sqrt() + 1e-6).all()
 
 
 def test_prelu_takes_a_slope_per_channel() -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adfify.gaussian.normal import Pair, in_float32
-from adfify.gaussian.quadrature import soft
+from adfify.gaussian.smooth import logsigmoid, sigmoid
 
 
 @in_float32
@@ -20,7 +20,7 @@ def softmax(mean: Tensor, variance: Tensor, dim: int = -1) -> Pair:
     .39 and 1 / 5 / 26 / 104 %), for the classes within a factor 5 of the most probable one.
     """
     certain, margin, spread = _margin(mean, variance, dim)
-    one, one_variance = soft(torch.sigmoid, margin, spread)
+    one, one_variance = sigmoid(margin, spread)
     zero, total = torch.sigmoid(certain), one.sum(dim, keepdim=True)
     # The difference is exactly 0 at variance 0, and sums to 0 over the classes at any other.
     average = torch.softmax(mean, dim) + (one / total - zero / zero.sum(dim, keepdim=True))
@@ -32,7 +32,7 @@ def softmax(mean: Tensor, variance: Tensor, dim: int = -1) -> Pair:
 def log_softmax(mean: Tensor, variance: Tensor, dim: int = -1) -> Pair:
     """x_k - log sum_j exp(x_j) = log sigmoid of the margin: approximated as in `softmax`."""
     certain, margin, spread = _margin(mean, variance, dim)
-    one, one_variance = soft(F.logsigmoid, margin, spread)
+    one, one_variance = logsigmoid(margin, spread)
     return torch.log_softmax(mean, dim) + (one - F.logsigmoid(certain)), one_variance
 
 
@@ -46,14 +46,14 @@ def _margin(mean: Tensor, variance: Tensor, dim: int) -> tuple[Tensor, Tensor, T
     """
     mean, variance = mean + torch.zeros_like(variance), variance + torch.zeros_like(mean)
     top = mean.argmax(dim, keepdim=True)
-    is_top = torch.zeros_like(mean, dtype=torch.bool).scatter(dim, top, True)
+    is_other = torch.ones_like(mean).scatter(dim, top, 0.0)
     shifted = mean - mean.gather(dim, top)
     weight = torch.exp(shifted)
 
     # Sums over j != k. That of the top class is summed afresh: as a difference it would be mostly rounding.
     def others(term: Tensor) -> Tensor:
-        rest = torch.where(is_top, 0.0, term).sum(dim, keepdim=True)
-        return torch.where(is_top, rest, (rest - term).clamp(min=0) + term.gather(dim, top))
+        rest = (term * is_other).sum(dim, keepdim=True)
+        return torch.lerp(rest, (rest - term).clamp(min=0) + term.gather(dim, top), is_other)
 
     total = others(weight).clamp(min=torch.finfo(mean.dtype).tiny)
     square = others(weight * weight * variance) / total / total

@@ -24,12 +24,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from adfify.gaussian.blocks import in_blocks
 from adfify.gaussian.normal import Pair, in_float32, lower_moments
 from adfify.gaussian.quadrature import expect, soft
 
 _SOLID, _LOOSE = 5.0, 3.0  # z from which up f is integrated, and from which down x is taken as log-normal
 
 
+@in_blocks
 @in_float32
 def whole_power(mean: Tensor, variance: Tensor, exponent: int) -> Pair:
     """x^n, n >= 1: exact. With M_j = E[x^j] = m M_{j-1} + (j - 1) v M_{j-2} (Stein 1981, lemma 1),
@@ -47,6 +49,7 @@ def whole_power(mean: Tensor, variance: Tensor, exponent: int) -> Pair:
     return torch.pow(mean, exponent) + shift[exponent], total
 
 
+@in_blocks
 @in_float32
 def power(mean: Tensor, variance: Tensor, exponent: float | Tensor) -> Pair:
     """x^p of a positive x: see Note [Domains that end at 0]."""
@@ -55,6 +58,7 @@ def power(mean: Tensor, variance: Tensor, exponent: float | Tensor) -> Pair:
     return _positive(lambda x: torch.pow(x, exponent), mean, variance, exponent)
 
 
+@in_blocks
 @in_float32
 def reciprocal(mean: Tensor, variance: Tensor) -> Pair:
     """1 / x of an x that keeps its sign, which is that of its mean: as `power`."""
@@ -63,12 +67,14 @@ def reciprocal(mean: Tensor, variance: Tensor) -> Pair:
     return side * result, spread
 
 
+@in_blocks
 @in_float32
 def rsqrt(mean: Tensor, variance: Tensor) -> Pair:
     """x^-1/2 of a positive x, as `power`."""
     return _positive(torch.rsqrt, mean, variance, -0.5)
 
 
+@in_blocks
 @in_float32
 def negative_power(mean: Tensor, variance: Tensor, exponent: int) -> Pair:
     """x^-n of an x that keeps its sign, as `reciprocal`."""
@@ -77,30 +83,35 @@ def negative_power(mean: Tensor, variance: Tensor, exponent: int) -> Pair:
     return side * result, spread
 
 
+@in_blocks
 @in_float32
 def log(mean: Tensor, variance: Tensor) -> Pair:
     """log x of a positive x: see Note [Domains that end at 0]."""
     return _positive(torch.log, mean, variance, None)
 
 
+@in_blocks
 @in_float32
 def log2(mean: Tensor, variance: Tensor) -> Pair:
     """log x / log 2."""
     return _positive(torch.log2, mean, variance, None, unit=1 / math.log(2))
 
 
+@in_blocks
 @in_float32
 def log10(mean: Tensor, variance: Tensor) -> Pair:
     """log x / log 10."""
     return _positive(torch.log10, mean, variance, None, unit=1 / math.log(10))
 
 
+@in_blocks
 @in_float32
 def log1p(mean: Tensor, variance: Tensor) -> Pair:
     """log (1 + x), as `log`."""
     return _positive(torch.log1p, mean, variance, None, start=1.0)
 
 
+@in_blocks
 @in_float32
 def ratio(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tensor) -> Pair:
     """a / b, independent: a times `reciprocal` of b, whose moments multiply (Goodman 1960, equation 2)."""
@@ -184,6 +195,7 @@ def _as_log_normal(std: Tensor, z: Tensor, p: float | Tensor | None, unit: float
 # Exponentials, circular and hyperbolic functions
 
 
+@in_blocks
 @in_float32
 def exponential(mean: Tensor, variance: Tensor, base: float | Tensor) -> Pair:
     """b^x, b > 0: a log-normal (Aitchison & Brown 1957, section 2.3), exact. b = 0 is 0 for a certain x > 0."""
@@ -194,6 +206,7 @@ def exponential(mean: Tensor, variance: Tensor, base: float | Tensor) -> Pair:
     return average, average * average * torch.expm1(growth)
 
 
+@in_blocks
 @in_float32
 def exp2(mean: Tensor, variance: Tensor) -> Pair:
     """2^x, as `exponential`."""
@@ -202,6 +215,7 @@ def exp2(mean: Tensor, variance: Tensor) -> Pair:
     return average, average * average * torch.expm1(growth)
 
 
+@in_blocks
 @in_float32
 def expm1(mean: Tensor, variance: Tensor) -> Pair:
     """e^x - 1: exact, as `exp`."""
@@ -209,6 +223,7 @@ def expm1(mean: Tensor, variance: Tensor) -> Pair:
     return torch.expm1(mean) + shift, torch.exp(2 * mean + variance) * torch.expm1(variance)
 
 
+@in_blocks
 @in_float32
 def sin(mean: Tensor, variance: Tensor) -> Pair:
     """sin x: exact. E = exp(-v / 2) sin m, Var = cos^2 m (1 - exp(-2 v)) / 2 + sin^2 m (1 - exp(-v))^2 / 2."""
@@ -216,6 +231,7 @@ def sin(mean: Tensor, variance: Tensor) -> Pair:
     return sine * torch.exp(-0.5 * variance), _circular(cosine, sine, variance)
 
 
+@in_blocks
 @in_float32
 def cos(mean: Tensor, variance: Tensor) -> Pair:
     """cos x: exact, as `sin` with the two exchanged."""
@@ -223,6 +239,7 @@ def cos(mean: Tensor, variance: Tensor) -> Pair:
     return cosine * torch.exp(-0.5 * variance), _circular(sine, cosine, variance)
 
 
+@in_blocks
 @in_float32
 def sinh(mean: Tensor, variance: Tensor) -> Pair:
     """sinh x: exact. E = exp(v / 2) sinh m, Var as that of `sin`, with -v for v and hyperbolic functions."""
@@ -230,6 +247,7 @@ def sinh(mean: Tensor, variance: Tensor) -> Pair:
     return sine * torch.exp(0.5 * variance), _hyperbolic(cosine, sine, variance)
 
 
+@in_blocks
 @in_float32
 def cosh(mean: Tensor, variance: Tensor) -> Pair:
     """cosh x: exact, as `sinh` with the two exchanged."""
@@ -250,19 +268,22 @@ def _hyperbolic(slope: Tensor, value: Tensor, variance: Tensor) -> Tensor:
     return 0.5 * (slope.square() * torch.expm1(2 * variance) + value.square() * torch.expm1(variance).square())
 
 
+@in_blocks
 @in_float32
 def erf(mean: Tensor, variance: Tensor) -> Pair:
     """erf x: mean erf(m / sqrt(1 + 2 v)), exact (Owen 1980, 10,010.8); variance by quadrature."""
-    return torch.erf(mean * torch.rsqrt(1 + 2 * variance)), soft(torch.erf, mean, variance)[1]
+    return torch.erf(mean * torch.rsqrt(1 + 2 * variance)), soft(torch.erf, mean, variance, bend=0.65)[1]
 
 
+@in_blocks
 @in_float32
 def erfc(mean: Tensor, variance: Tensor) -> Pair:
     """1 - erf x."""
-    return torch.erfc(mean * torch.rsqrt(1 + 2 * variance)), soft(torch.erf, mean, variance)[1]
+    return torch.erfc(mean * torch.rsqrt(1 + 2 * variance)), soft(torch.erf, mean, variance, bend=0.65)[1]
 
 
+@in_blocks
 @in_float32
 def atan(mean: Tensor, variance: Tensor) -> Pair:
     """arctan x, by quadrature."""
-    return soft(torch.atan, mean, variance)
+    return soft(torch.atan, mean, variance, bend=0.5)

@@ -13,24 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adfify.gaussian.normal import Pair, in_float32, normal_cdf, standardise
+from adfify.gaussian.blocks import in_blocks
+from adfify.gaussian.normal import Pair, below, in_float32, lower_moments, tail
 from adfify.gaussian.piecewise import relu
 from adfify.gaussian.quadrature import expect, soft
 
 
 def _jump(height: Tensor, variance: Tensor, rise: float) -> tuple[Tensor, Tensor, Tensor]:
     """Of A + rise B for x - t of mean ``height``: its mean, what uncertainty adds to that, and its variance."""
-    near, _, z = standardise(height, variance)
     above = height > 0
-    tail = torch.where(near, normal_cdf(-z.abs()), 0.0)
+    beyond = torch.where(variance > 0, lower_moments(tail(below(height), variance)[1])[0], 0.0)
     ramp, spread = relu(height, variance)
-    share = torch.where(above, 1 - tail, tail)
-    shift = ramp - torch.relu(height) + rise * torch.where(above, -tail, tail)
-    below = torch.where(above, tail, 1 - tail)
-    variance = spread + 2 * rise * ramp * below + rise * rise * tail * (1 - tail)
+    share = torch.where(above, 1 - beyond, beyond)
+    shift = ramp - torch.relu(height) + rise * torch.where(above, -beyond, beyond)
+    lower = torch.where(above, beyond, 1 - beyond)
+    variance = spread + 2 * rise * ramp * lower + rise * rise * beyond * (1 - beyond)
     return ramp + rise * share, shift, variance.clamp(min=0)
 
 
+@in_blocks
 @in_float32
 def threshold(mean: Tensor, variance: Tensor, threshold: float, value: float) -> Pair:
     """x where x > threshold, else value."""
@@ -38,6 +39,7 @@ def threshold(mean: Tensor, variance: Tensor, threshold: float, value: float) ->
     return F.threshold(mean, threshold, value) + shift, spread
 
 
+@in_blocks
 @in_float32
 def hardshrink(mean: Tensor, variance: Tensor, lambd: float = 0.5) -> Pair:
     """x where |x| > lambd, else 0: `_shrunk` with a jump of lambd."""
@@ -45,6 +47,7 @@ def hardshrink(mean: Tensor, variance: Tensor, lambd: float = 0.5) -> Pair:
     return F.hardshrink(mean, lambd) + shift, spread
 
 
+@in_blocks
 @in_float32
 def softshrink(mean: Tensor, variance: Tensor, lambd: float = 0.5) -> Pair:
     """x moved towards 0 by lambd: `_shrunk` without a jump."""
@@ -59,6 +62,7 @@ def _shrunk(mean: Tensor, variance: Tensor, lambd: float, rise: float) -> Pair:
     return upper_shift - lower_shift, upper_spread + lower_spread + 2 * upper * lower
 
 
+@in_blocks
 @in_float32
 def tanhshrink(mean: Tensor, variance: Tensor) -> Pair:
     """x - tanh x, by quadrature split at 0, where it is as flat as x^3."""
@@ -75,13 +79,15 @@ def _tanhshrink(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 0.2, series * x * square, F.tanhshrink(x))
 
 
+@in_blocks
 @in_float32
 def softsign(mean: Tensor, variance: Tensor) -> Pair:
     """x / (1 + |x|), by quadrature split at 0."""
     return expect(F.softsign, mean, variance, kinks=(0.0,))
 
 
+@in_blocks
 @in_float32
-def smooth(f: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> Pair:
-    """Any smooth f that bends once, at 0, by quadrature."""
-    return soft(f, mean, variance)
+def smooth(f: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, bend: float = 0.0) -> Pair:
+    """Any smooth f that bends once, at 0, by quadrature; ``bend`` is that of `soft`."""
+    return soft(f, mean, variance, bend)

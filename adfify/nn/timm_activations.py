@@ -26,24 +26,24 @@ GRID = case(Uncertain((4, 3)))
 elementwise = partial(register, family="elementwise", exact=True, cases=[GRID])
 
 
-def _smooth(f: Callable[[Tensor], Tensor], x: Moments) -> Moments:
+def _smooth(f: Callable[[Tensor], Tensor], x: Moments, bend: float) -> Moments:
     # timm's own formula, whose rounding is not that of torch's function of the same name.
-    return Moments(*shrinkage.smooth(f, x.mean, x.variance))
+    return Moments(*shrinkage.smooth(f, x.mean, x.variance, bend))
 
 
 @elementwise(activations.swish, activations_me.swish_me, activations_me.swish_fwd, source=QUADRATURE)
 def swish(x: Moments, inplace: bool = False) -> Moments:
-    return _smooth(activations.swish, x)
+    return _smooth(activations.swish, x, 1.0)
 
 
 @elementwise(activations.mish, activations_me.mish_me, activations_me.mish_fwd, source=QUADRATURE)
 def mish(x: Moments, inplace: bool = False) -> Moments:
-    return _smooth(activations.mish, x)
+    return _smooth(activations.mish, x, 0.85)
 
 
 @elementwise(activations.quick_gelu, source=QUADRATURE)
 def quick_gelu(x: Moments, inplace: bool = False) -> Moments:
-    return _smooth(activations.quick_gelu, x)
+    return _smooth(activations.quick_gelu, x, 0.58)
 
 
 @elementwise(activations.hard_mish, activations_me.hard_mish_me, activations_me.hard_mish_fwd, source=KINKS)
