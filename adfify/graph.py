@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Literal
 
 from torch import fx, nn
 
-from adfify import inplace, tracing
+from adfify import composition, inplace, tracing
+from adfify.composition import OfOneVariable
 from adfify.errors import MissingOp, UnsupportedOpsError
 from adfify.inplace import target_of
 from adfify.moments import as_moments, lift
@@ -37,6 +38,7 @@ class Step:
         rule: the rule followed.
         op: the operation as the user knows it.
         missing: the operations without a rule; several for a module with children.
+        of: where several operands are functions of one variable, that variable.
     """
 
     node: fx.Node
@@ -44,6 +46,7 @@ class Step:
     op: str
     rule: Rule | None = None
     missing: tuple[MissingOp, ...] = ()
+    of: OfOneVariable | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def plan(traced: tracing.Traced, rules: Rules) -> Plan:
 def _steps(traced: tracing.Traced, rules: Rules, lifted: Set[int]) -> list[Step]:
     order = {node: position for position, node in enumerate(traced.graph.nodes)}
     uncertain: set[fx.Node] = set()
+    planned: dict[fx.Node, Rule] = {}
     steps = []
     for node in traced.graph.nodes:
         step = _step(node, traced, rules, uncertain)
@@ -111,6 +115,10 @@ def _steps(traced: tracing.Traced, rules: Rules, lifted: Set[int]) -> list[Step]
             step = _lifted(step, traced, rules)
         if step.action == "convert":
             step = _after_writing(step, traced.root, rules, order)
+        if step.action == "convert" and step.rule is not None:
+            planned[node] = step.rule
+            of = composition.of_one_variable(node, traced.root, rules, uncertain, planned)
+            step = replace(step, rule=of.rule, of=of) if of is not None else step
         certain = step.action in ("keep", "output") or (step.action == "convert" and step.rule and step.rule.certain)
         if not certain:
             uncertain.add(node)
@@ -207,12 +215,28 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
             env[step.node] = graph.create_node(
                 "call_function", plan.rules.keep_variance, (new, min_variance), name=f"{step.node.name}_kept"
             )
+    absorbed = {node for step in plan.steps if step.of is not None for node in step.of.through}
+    _erase_unused(graph, [env[step.node] for step in plan.steps if step.node in absorbed])
     graph.lint()
     return graph
 
 
+def _erase_unused(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
+    """What only served a composition that now computes it by itself; a variance kept from below goes with its node."""
+    for last in reversed(nodes):
+        node: fx.Node | None = last
+        while node is not None and not node.users:
+            before = node.args[0] if node is last and last.name.endswith("_kept") else None
+            graph.erase_node(node)
+            node = before if isinstance(before, fx.Node) else None
+
+
 def _emit(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node]) -> fx.Node:
     node = step.node
+    if step.of is not None and step.rule is not None:
+        new = graph.create_node("call_function", step.rule.apply, (env[step.of.base],), {}, name=node.name)
+        new.meta = dict(node.meta)
+        return new
     if step.action != "convert" or step.rule is None or node.op == "call_module":
         new = graph.node_copy(node, env.__getitem__)
         new.target = inplace.KEPT.get(node.target, node.target)

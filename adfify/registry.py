@@ -122,7 +122,7 @@ class Rule:
     @property
     def name(self) -> str:
         """Dotted name of the function or class that does it."""
-        return f"{self.apply.__module__}.{self.apply.__qualname__}"
+        return f"{self.apply.__module__}.{getattr(self.apply, '__qualname__', self.apply.__name__)}"
 
     @property
     def certain(self) -> bool:

@@ -2,6 +2,7 @@
 
     python benchmarks/coverage.py                      # all of benchmarks/census.txt; what is done is skipped
     python benchmarks/coverage.py --only timm:resnet10t --only tv:alexnet --again
+    python benchmarks/coverage.py --spread --again     # a dozen small ones, of both engines; CI runs these
 
 Each network has random weights of a fixed seed. It runs in float64 on two pictures, one certain, one with the noise;
 then the original runs in float32 on noisy pictures, for the Monte Carlo columns, which are a look at the one-pass
@@ -30,6 +31,22 @@ from adfify import Moments
 HERE = Path(__file__).parent
 CENSUS, RESULTS = HERE / "census.txt", HERE.parent / "docs" / "coverage.jsonl"
 NOISE_VARIANCE = 1e-3
+SPREAD = (
+    "timm:test_vit",
+    "timm:test_nfnet",
+    "timm:test_mambaout",
+    "timm:test_vit_relpos",
+    "timm:resnet10t",
+    "timm:mobilenetv3_small_050",
+    "timm:efficientvit_m0",
+    "timm:pvt_v2_b0",
+    "timm:swiftformer_xs",
+    "timm:levit_128s",
+    "timm:ghostnet_050",
+    "tv:squeezenet1_1",
+    "tv:shufflenet_v2_x0_5",
+)
+"""Small networks of different kinds."""
 
 Record = dict[str, Any]
 
@@ -120,6 +137,14 @@ def in_own_process(name: str, size: str, draws: int) -> Record:
     return record
 
 
+def meets(record: Record) -> bool:
+    """Whether a network does all that is asked of it."""
+    if "failed" in record:
+        return False
+    exact = record["error at zero variance"] <= 1e-9 and record["zero variance stays zero"]
+    return bool(exact and record["keys"] and record["finite"] and record["non-negative"])
+
+
 COLUMNS = ("model", "engine", "seconds", "error at zero variance", "keys", "finite", "std ratio", "mean off")
 
 
@@ -157,24 +182,27 @@ def cell(value: Any) -> str:
 
 def main(
     only: Annotated[list[str] | None, typer.Option(help="A network of the census; may be repeated.")] = None,
-    again: Annotated[bool, typer.Option(help="Also what an earlier run has examined.")] = False,
+    spread: Annotated[bool, typer.Option("--spread", help="A dozen small ones.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also what an earlier run has examined.")] = False,
     draws: Annotated[int, typer.Option(min=8, help="Monte Carlo draws.")] = 32,
     examine_one: Annotated[str | None, typer.Option("--examine", help="Examine one network in this process.")] = None,
     size: Annotated[str, typer.Option(help="With --examine: its input, 3x224x224.")] = "3x224x224",
 ) -> None:
-    """Convert the census and hold every network against its original."""
+    """Convert the census and hold every network against its original; exit code 1 if one falls short."""
     if examine_one is not None:
         print(json.dumps(examine(examine_one, tuple(map(int, size.split("x"))), draws)))
         return
     census = dict(line.split() for line in CENSUS.read_text(encoding="utf-8").splitlines())
     found = examined()
-    wanted = [name for name in only or census if again or "std ratio" not in found.get(name, {})]
-    for name in tqdm(wanted, unit="network"):
+    chosen = only or (SPREAD if spread else list(census))
+    for name in tqdm([name for name in chosen if again or "std ratio" not in found.get(name, {})], unit="network"):
         found[name] = in_own_process(name, census[name], draws)
         records = [found[name] for name in census if name in found]
         RESULTS.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         RESULTS.with_suffix(".md").write_text(table(records), encoding="utf-8")
-    Console().print(table([found[name] for name in only or census if name in found]))
+    Console().print(table([found[name] for name in chosen]), soft_wrap=True)
+    if not all(meets(found[name]) for name in chosen):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -31,3 +31,15 @@ def test_what_is_approximate_was_measured_and_keeps_its_tolerance(operations):
     for rule in rules:
         noise = 0.1 if "composed" in rule.source else 0.02
         assert max(measured[rule.name]) <= rule.tolerance + noise, rule.name
+
+
+def test_the_census_page_is_of_its_results():
+    spec = importlib.util.spec_from_file_location("coverage", SCRIPT.with_name("coverage.py"))
+    coverage = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(coverage)
+    census = [line.split()[0] for line in coverage.CENSUS.read_text(encoding="utf-8").splitlines()]
+    found = coverage.examined()
+    assert list(found) == census
+    assert len(census) == 122
+    assert all(coverage.meets(record) for record in found.values())
+    assert coverage.RESULTS.with_suffix(".md").read_text(encoding="utf-8") == coverage.table(list(found.values()))
