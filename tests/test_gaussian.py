@@ -472,6 +472,16 @@ def test_blocks_of_broadcast_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(rule(), whole)
 
 
+@pytest.mark.parametrize("name", ("relu", "relu6", "silu"))
+def test_blocks_are_none_of_a_compilers_business(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_BLOCK", 64)
+    mean = layouts()["contiguous"]
+    compiled = torch.compile(ALL[name].rule, fullgraph=True, backend="eager")
+    want = ALL[name].rule(mean, torch.ones_like(mean))
+    torch.testing.assert_close(compiled(mean, torch.ones_like(mean)), want, rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(torch.func.vmap(ALL[name].rule)(mean, torch.ones_like(mean)), want, rtol=2e-5, atol=2e-6)
+
+
 def test_each_element_of_a_sigmoid_has_the_nodes_of_its_own_width() -> None:
     std = torch.logspace(-3, 1.5, 400)
     mean = torch.linspace(-4, 4, 400)[torch.randperm(400, generator=torch.Generator().manual_seed(0))]

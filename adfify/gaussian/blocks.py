@@ -36,8 +36,8 @@ def in_blocks(rule: Callable[P, Pair]) -> Callable[P, Pair]:
     @functools.wraps(rule)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Pair:
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        size = _BLOCK * torch.get_num_threads()
-        if max(x.numel() for x in tensors) <= size or not readable(*tensors):
+        # The number of threads comes second: torch.compile can't trace it.
+        if not readable(*tensors) or max(x.numel() for x in tensors) <= (size := _BLOCK * torch.get_num_threads()):
             return rule(*args, **kwargs)
         shape = torch.broadcast_shapes(*(x.shape for x in tensors))  # type: ignore[no-untyped-call]
         order = _order(next((x for x in tensors if x.shape == shape), tensors[0].expand(shape)))
