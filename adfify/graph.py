@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from torch import fx, nn
 
 from adfify import composition, inplace, tracing
@@ -254,8 +255,12 @@ def _asks_for_min_variance(rule: Rule) -> bool:
 
 
 _NUMBER = "its result is a Python number, which has no variance; compute with the tensor instead"
-_REASONS: dict[Any, str] = dict.fromkeys(("item", "tolist", "numpy", operator.index, int, float, bool), _NUMBER)
-"""What an operation without a rule can't have one for."""
+_WHOLE = "it takes whole numbers; give example_inputs=(...), so that they are known to be certain"
+_REASONS: dict[Any, str] = {
+    **dict.fromkeys(("item", "tolist", "numpy", operator.index, int, float, bool), _NUMBER),
+    **dict.fromkeys((nn.Embedding, nn.EmbeddingBag, F.embedding, F.embedding_bag, F.one_hot), _WHOLE),
+}
+"""Why an operation without a rule can't have one, where that can be said."""
 
 
 def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx.Node]) -> Step:

@@ -149,6 +149,11 @@ def test_a_python_number_is_refused_with_its_line():
         adfify.adfify(built(returns_a_number))
 
 
+def test_whole_numbers_taken_as_uncertain_are_refused_with_what_to_do():
+    with pytest.raises(UnsupportedOpsError, match=r"torch.nn.Embedding in '0'.*give example_inputs"):
+        adfify.adfify(nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2)))
+
+
 def library_function(y):
     return torch.relu(y) * (2 if y.shape[1] > 2 else 1)
 

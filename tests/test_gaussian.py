@@ -505,3 +505,20 @@ def test_prelu_takes_a_slope_per_channel() -> None:
         torch.testing.assert_close((got[0][:, channel], got[1][:, channel]), want)
     zero = torch.zeros_like(mean)
     assert torch.equal(gaussian.leaky_relu(mean, zero, slope[:, None])[0], F.prelu(mean, slope))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.5, 0.7), (None, 0.7), (-0.5, None), (0.7, -0.5)])
+def test_bounds_as_tensors_are_bounds_as_numbers(low, high):
+    draw = torch.Generator().manual_seed(0)
+    mean = torch.randn(50, 3, generator=draw, dtype=torch.float64)
+    variance = torch.rand(50, 3, generator=draw, dtype=torch.float64) * torch.tensor([0.0, 1e-3, 1.0])
+    bounds = [None if edge is None else torch.full((3,), edge, dtype=torch.float64) for edge in (low, high)]
+    got_mean, got_variance = gaussian.clamp_between(mean, variance, *bounds)
+    assert torch.equal(got_mean[:, 0], torch.clamp(mean, *bounds)[:, 0])
+    if low is not None and high is not None and low > high:
+        assert (got_mean == high).all()
+        assert (got_variance == 0).all()
+        return
+    want_mean, want_variance = gaussian.clamp(mean, variance, low, high)
+    torch.testing.assert_close(got_mean, want_mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got_variance, want_variance, rtol=1e-9, atol=1e-14)

@@ -16,7 +16,7 @@ from adfify.gaussian.attention import attend, scores
 from adfify.gaussian.bilinear import bilinear, einsum, widened
 from adfify.gaussian.categorical import log_softmax, softmax
 from adfify.gaussian.normal import normal_cdf, normal_pdf
-from adfify.gaussian.piecewise import absolute, clamp, leaky_relu, maximum, relu
+from adfify.gaussian.piecewise import absolute, clamp, clamp_between, leaky_relu, maximum, relu
 from adfify.gaussian.polynomial import exp, product, square
 from adfify.gaussian.quadrature import expect
 from adfify.gaussian.smooth import (
@@ -40,6 +40,7 @@ __all__ = [
     "bilinear",
     "celu",
     "clamp",
+    "clamp_between",
     "einsum",
     "elu",
     "exp",

@@ -111,6 +111,23 @@ def clamp(mean: Tensor, variance: Tensor, low: float | None = None, high: float 
     return bound(mean, low, high) + correction, variance
 
 
+@in_float32
+def clamp_between(mean: Tensor, variance: Tensor, low: Tensor | float | None, high: Tensor | float | None) -> Pair:
+    """min(max(x, low), high) with bounds of each element's own: `relu`, or the clamp of (x - low) / (high - low)."""
+    if low is None or high is None:
+        sign, edge = (1.0, low) if high is None else (-1.0, high)
+        shifted, spread = relu(sign * (mean - edge), variance)  # type: ignore[operator]
+        certain = torch.clamp(mean, low, high)  # type: ignore[arg-type]
+        return certain + sign * (shifted - torch.relu(sign * (mean - edge))), spread  # type: ignore[operator]
+    width = torch.as_tensor(high - low, dtype=mean.dtype, device=mean.device)
+    width = torch.where(width > 0, width, 0.0)
+    unit = torch.where(width > 0, width, 1.0)
+    correction, spread = clamp_correction((mean - low) / unit, variance / (unit * unit), 0.0, 1.0)
+    lowest = torch.maximum(mean, torch.as_tensor(low, dtype=mean.dtype, device=mean.device))
+    certain = torch.minimum(lowest, torch.as_tensor(high, dtype=mean.dtype, device=mean.device))
+    return certain + width * correction, width * width * spread
+
+
 def bound(x: Tensor, low: float, high: float) -> Tensor:
     """clamp(x, low, high), of slope 1 at either bound: torch.clamp's own differs between versions."""
     if readable(x):

@@ -68,9 +68,15 @@ class Hardtanh(ADFModule, nn.Hardtanh):
     "clamp_",
     "clip_",
     source="doubly truncated normal moments",
-    cases=[case(Uncertain((4, 3)), -0.5, 0.5), case(Uncertain((4, 3)), min=0.1), case(Uncertain((4, 3)), max=0.1)],
+    cases=[
+        case(Uncertain((4, 3)), -0.5, 0.5),
+        case(Uncertain((4, 3)), min=0.1),
+        case(Uncertain((4, 3)), max=0.1),
+    ],
 )
-def clamp(input: Moments, min: float | None = None, max: float | None = None) -> Moments:
+def clamp(input: Moments, min: Tensor | float | None = None, max: Tensor | float | None = None) -> Moments:
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        return Moments(*gaussian.clamp_between(input.mean, input.variance, min, max))
     return Moments(*gaussian.clamp(input.mean, input.variance, min, max))
 
 

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adfify import gaussian
 from adfify.errors import InputError
 from adfify.gaussian import elementary
 from adfify.moments import Moments, lift
+from adfify.nn.activation import clamp
 from adfify.nn.arithmetic import SUM, ratio
 from adfify.registry import Certain, Uncertain, case, register
 
@@ -151,15 +151,15 @@ TRUNCATED = "doubly truncated normal moments"
 @elementwise(
     torch.clamp_min, "clamp_min", torch.clamp_min_, "clamp_min_", source=TRUNCATED, cases=[case(Uncertain((4, 3)), 0.1)]
 )
-def clamp_min(input: Moments, min: float) -> Moments:
-    return Moments(*gaussian.clamp(input.mean, input.variance, min, None))
+def clamp_min(input: Moments, min: Tensor | float) -> Moments:
+    return clamp(input, min, None)
 
 
 @elementwise(
     torch.clamp_max, "clamp_max", torch.clamp_max_, "clamp_max_", source=TRUNCATED, cases=[case(Uncertain((4, 3)), 0.1)]
 )
-def clamp_max(input: Moments, max: float) -> Moments:
-    return Moments(*gaussian.clamp(input.mean, input.variance, None, max))
+def clamp_max(input: Moments, max: Tensor | float) -> Moments:
+    return clamp(input, None, max)
 
 
 # Two values
