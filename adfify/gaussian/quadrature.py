@@ -102,6 +102,8 @@ def _integrate(f: Elementwise, mean: Tensor, variance: Tensor, least: Tensor, br
 
 def _scaled(variance: Tensor, least: Tensor, centre: Tensor, sums: Callable[[Tensor, Tensor], Pair]) -> Pair:
     """See Note [Small variances by quadrature]; ``sums`` gives E[d] and E[d^2] of the deviation d from the centre."""
+    if readable(variance, centre) and not bool(variance.any()):  # as it comes out below, without an integral
+        return centre + variance, variance * torch.zeros_like(centre)
     widened = torch.maximum(variance, least.detach().clamp(min=1e-24))
     share = variance / widened
     first, second = sums(torch.sqrt(widened), centre)
