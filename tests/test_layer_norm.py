@@ -176,9 +176,6 @@ def test_positions_of_a_random_maximum_are_refused() -> None:
         positions.shape  # noqa: B018
 
 
-@pytest.mark.xfail(
-    reason="registry._names takes F.adaptive_max_pool2d for aten's, which returns indices too", strict=True
-)
 def test_exported_adaptive_max_pool_is_not_taken_for_the_function_that_returns_one_tensor() -> None:
     rule = adfify.registry.RULES.find(torch.ops.aten.adaptive_max_pool2d.default)
     assert rule is None or rule.apply is not adfify.registry.RULES.find(F.adaptive_max_pool2d).apply

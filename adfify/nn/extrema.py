@@ -19,6 +19,7 @@ from adfify import gaussian
 from adfify.errors import InputError
 from adfify.gaussian.extremes import largest
 from adfify.moments import Moments, lift
+from adfify.nn import max_pooling
 from adfify.nn.arithmetic import neg
 from adfify.nn.layer_norm import dimensions
 from adfify.nn.max_pooling import lowest
@@ -169,6 +170,54 @@ def adaptive_max_pool2d(input: Moments, output_size: Any, return_indices: bool =
 @adaptive(F.adaptive_max_pool3d, cases=[case(Uncertain((1, 2, 4, 5, 3)), 2)])
 def adaptive_max_pool3d(input: Moments, output_size: Any, return_indices: bool = False) -> Moments:
     return _adaptive_max_pool(3, input, output_size)
+
+
+# As torch.export has them: with positions, which nothing may ask for.
+
+
+@extremum(torch.ops.aten.adaptive_max_pool1d, cases=[case(Uncertain((2, 3, 7)), [3])])
+def aten_adaptive_max_pool1d(input: Moments, output_size: Any) -> tuple[Moments, Positions]:
+    return _adaptive_max_pool(1, input, output_size), Positions()
+
+
+@extremum(torch.ops.aten.adaptive_max_pool2d, cases=[case(Uncertain((2, 3, 7, 6)), [3, 1])])
+def aten_adaptive_max_pool2d(input: Moments, output_size: Any) -> tuple[Moments, Positions]:
+    return _adaptive_max_pool(2, input, output_size), Positions()
+
+
+@extremum(torch.ops.aten.adaptive_max_pool3d, cases=[case(Uncertain((1, 2, 4, 5, 3)), [2, 2, 2])])
+def aten_adaptive_max_pool3d(input: Moments, output_size: Any) -> tuple[Moments, Positions]:
+    return _adaptive_max_pool(3, input, output_size), Positions()
+
+
+pooled = partial(register, family="pooling", source=max_pooling.SOURCE, tolerance=max_pooling.TOLERANCE)
+
+
+@pooled(
+    torch.ops.aten.max_pool2d_with_indices,
+    cases=[case(Uncertain((2, 3, 6, 6)), [2, 2]), case(Uncertain((2, 3, 7, 6)), [3, 3], [2, 2], [1, 1])],
+)
+def max_pool2d_with_indices(
+    input: Moments,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> tuple[Moments, Positions]:
+    return max_pooling.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode), Positions()
+
+
+@pooled(torch.ops.aten.max_pool3d_with_indices, cases=[case(Uncertain((1, 2, 4, 5, 4)), [2, 2, 2])])
+def max_pool3d_with_indices(
+    input: Moments,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> tuple[Moments, Positions]:
+    return max_pooling.max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode), Positions()
 
 
 @adaptive(nn.AdaptiveMaxPool1d, cases=[case(Uncertain((2, 3, 7)), init={"output_size": 2})])

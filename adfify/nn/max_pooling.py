@@ -48,6 +48,7 @@ def _max_pool(
 ) -> Moments:
     kernel, padding, dilation = (per_dimension(value, dims) for value in (kernel_size, padding, dilation))
     stride = kernel if stride in (None, [], ()) else per_dimension(stride, dims)
+    x = Moments(x.mean.clamp(min=lowest(x.mean)), x.variance)  # minus infinity, for a padding of the model's own
     for axis in range(dims):
         x = _max_along(x, axis - dims, kernel[axis], stride[axis], padding[axis], dilation[axis], ceil_mode)
     return x
