@@ -161,6 +161,9 @@ def _copied(new: fx.Graph, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     source = env.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
     if node.target is operator.getitem and isinstance(source, (tuple, list)):
         return source[node.args[1]]  # type: ignore[index]  # one of the results of a region
+    if node.target is torch.ops.aten.to.dtype and node.args[0].meta["val"].dtype == node.args[1]:  # type: ignore[union-attr]
+        # `y.to(x.dtype)` that changes nothing: kept, it would hold the network to the dtype it was traced in.
+        return source
     copy = new.node_copy(node, env.__getitem__)
     copy.meta = dict(node.meta)
     return copy

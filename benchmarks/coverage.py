@@ -113,7 +113,9 @@ def beside_monte_carlo(model: nn.Module, picture: Tensor, one_pass: Moments, dra
         ]
     )
     mean, std = sampled.mean(0), sampled.std(0)
-    varies = std > 1e-6 * mean.abs().max()
+    varies = std > 1e-6 * mean.abs().max()  # some networks begin with weights of 0, and give constants
+    if not varies.any():
+        return {"std ratio": "constant", "mean off": "constant"}
     return {
         "std ratio": round(float((one_pass.std[0].double() / std)[varies].median()), 4),
         "mean off": round(float(((one_pass.mean[0].double() - mean).abs() / std)[varies].median()), 3),

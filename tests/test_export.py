@@ -114,6 +114,19 @@ def test_the_exported_network_copies_pickles_and_learns():
     assert adf.float()(x.float()).variance.dtype == torch.float32
 
 
+def follows_the_dtype(net, y):
+    y = torch.relu(y).to(net.conv.weight.dtype) if y.shape[0] > 1 else y
+    return net.head(y.mean((2, 3)))
+
+
+def test_the_exported_network_is_not_held_to_the_dtype_it_was_traced_in():
+    net, x = built(follows_the_dtype), torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    adf = adfify.adfify(net, x, noise_variance=0.0).float()
+    mean, variance = adf(x.float())
+    assert mean.dtype == variance.dtype == torch.float32
+    torch.testing.assert_close(mean, net.float()(x.float()))
+
+
 def test_inputs_are_derived_from_the_model_s_own_configuration():
     torch.manual_seed(0)
     model = timm.create_model("test_vit").eval()
