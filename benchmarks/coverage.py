@@ -31,6 +31,8 @@ from adfify import Moments
 HERE = Path(__file__).parent
 CENSUS, RESULTS = HERE / "census.txt", HERE.parent / "docs" / "coverage.jsonl"
 NOISE_VARIANCE = 1e-3
+LARGE = 300
+"""Pictures of this size are drawn 8 times only: a look costs minutes."""
 SPREAD = (
     "timm:test_vit",
     "timm:test_nfnet",
@@ -111,7 +113,7 @@ def beside_monte_carlo(model: nn.Module, picture: Tensor, one_pass: Moments, dra
     sampled = torch.cat(
         [
             largest_output(model(picture + NOISE_VARIANCE**0.5 * torch.randn(4, *picture.shape[1:])))[0].double()
-            for _ in range(draws // 4)
+            for _ in range((draws if picture.shape[-1] < LARGE else 8) // 4)
         ]
     )
     mean, std = sampled.mean(0), sampled.std(0)
