@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import operator
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils import _pytree as pytree
 
+from adfify import sizes
 from adfify.errors import ModelError
 from adfify.moments import Moments
 
@@ -35,12 +37,17 @@ def export(
             tracing takes a fraction of the time.
 
     Raises:
-        ModelError: torch.export gave up as well; both reasons are given.
+        ModelError: torch.export gave up as well, both reasons are given; or the model is in training mode.
     """
+    if root.training:
+        raise ModelError(
+            f"{reason}\ntorch.export would fix {type(root).__name__} in training mode; call model.eval() first."
+        )
     plain = pytree.tree_map(lambda x: x.mean if isinstance(x, Moments) else x, example_inputs, is_leaf=_is_moments)
     try:
         with _in_silence():
             program = _exported(root, plain, sizes_vary)
+            guards = list(getattr(program, "_guards_code", ()))
     except Exception as error:
         raise ModelError(
             f"{reason}\ntorch.export gave up too: {type(error).__name__}: {_first_lines(error)}"
@@ -50,6 +57,7 @@ def export(
         program = program.run_decompositions({})
     module = program.module(check_guards=False)
     graph = _cleaned(module, program.call_spec.out_spec)
+    _checked(graph, program, list(inspect.signature(root.forward).parameters), guards)
     return graph, _constants(module, graph, root)
 
 
@@ -72,12 +80,23 @@ _CONDITIONS = 30
 
 
 def _exported(root: nn.Module, plain: tuple[Any, ...], sizes_vary: bool) -> torch.export.ExportedProgram:
-    """With every size free if it can be, else only the batch's: sympy can't solve every condition on two sizes."""
+    """With every size free if it can be, else only the batch's: sympy can't solve every condition on two sizes.
+
+    A batch of one is doubled where that will do, for torch.export fixes a size of 1.
+    """
+    doubled = pytree.tree_map(_doubled, plain)
+    if any(isinstance(x, Tensor) and x.dim() and len(x) == 1 for x in pytree.tree_leaves(plain)):
+        with suppress(Exception):
+            return _exported(root, doubled, sizes_vary)
     if sizes_vary:
         limited = symbolic_shapes.patch(symbol_guard_limit_before_specialize=_CONDITIONS)  # type: ignore[attr-defined]
         with suppress(Exception), limited:
             return torch.export.export(root, plain, dynamic_shapes=_dynamic(plain, _all_but_channels), strict=False)
     return torch.export.export(root, plain, dynamic_shapes=_dynamic(plain, _batch), strict=False)
+
+
+def _doubled(value: Any) -> Any:
+    return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() and len(value) == 1 else value
 
 
 def _all_but_channels(value: Tensor) -> list[int]:
@@ -130,6 +149,15 @@ def _cleaned(module: fx.GraphModule, out_spec: Any) -> fx.Graph:
     return new
 
 
+def _checked(graph: fx.Graph, program: torch.export.ExportedProgram, names: list[str], guards: list[str]) -> None:
+    """Let the graph begin with Note [Sizes that a graph was traced for]."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    expected = sizes.conditions(program, placeholders, names, guards)
+    if placeholders and expected:
+        with graph.inserting_after(placeholders[-1]):
+            graph.call_function(sizes.check, (expected, *placeholders))
+
+
 # Note [Regions of torch.export]
 # A part of forward under `torch.no_grad()` or `torch.autocast(enabled=False)` is a subgraph of its own, called by an
 # operator. Moments are the same with gradients and without; and without autocast every operation computes in the dtype
@@ -174,4 +202,5 @@ def _constants(module: fx.GraphModule, graph: fx.Graph, root: nn.Module) -> dict
     tables = (root.named_parameters(remove_duplicate=False), root.named_buffers(remove_duplicate=False))
     own = {name for table in tables for name, _ in table}
     names = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-    return {name: getattr(module, name) for name in sorted(names - own)}
+    # A tensor of a submodule is there already, as an attribute of its Scope.
+    return {name: getattr(module, name) for name in sorted(names - own) if "." not in name}

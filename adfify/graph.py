@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import fx, nn
 
-from adfify import composition, inplace, tracing
+from adfify import composition, inplace, sizes, tracing
 from adfify.composition import OfOneVariable
 from adfify.errors import MissingOp, UnsupportedOpsError
 from adfify.inplace import target_of
@@ -273,6 +273,8 @@ def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx
         return Step(node, "keep", "parameter or buffer")
     target = target_of(node, traced.root)
     op = target_name(target)
+    if target is sizes.check:
+        return Step(node, "keep", op)
     if not any(argument in uncertain for argument in node.all_input_nodes):
         # Note [No uncertain input, no conversion]
         # Shapes, sizes, assertions, position embeddings: what carries no variance stays as the user wrote it.

@@ -54,8 +54,9 @@ def aliases(written: fx.Node, root: nn.Module, rules: Rules) -> set[fx.Node]:
         if written_by(node, root) is not None:
             return None
         rule = rules.find(target_of(node, root))
-        source = node.args[0]
-        return source if rule is not None and rule.alias and isinstance(source, fx.Node) else None
+        source = next((value for value in node.args if isinstance(value, fx.Node)), None)
+        # What has no rule stays as it is, and may be a view for all that is known (as_strided, .data).
+        return source if rule is None or rule.alias else None
 
     base = written
     while (source := shares(base)) is not None:

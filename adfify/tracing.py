@@ -115,6 +115,11 @@ class _Proxy(fx.Proxy):
     def __itruediv__(self, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
+    def _not_kept(self, other: Any) -> Any:
+        raise TypeError("an in-place operator other than +=, -=, *= and /= can't be followed symbolically")
+
+    __ipow__ = __imatmul__ = __ifloordiv__ = __imod__ = __iand__ = __ior__ = __ixor__ = _not_kept
+
 
 class _Tracer(fx.Tracer):
     """Leaves are what has a rule, and every torch.nn class, so that a missing one is reported by its name."""
@@ -292,6 +297,18 @@ def _is_uncertain(value: Any) -> bool:
     return isinstance(value, Moments) or (isinstance(value, Tensor) and value.is_floating_point())
 
 
+def _refuse_stored_results(root: nn.Module) -> None:
+    """Raise where a forward assigns a buffer."""
+    for path, module in root.named_modules():
+        for table in _TABLES:
+            for name, value in vars(module)[table].items():
+                if isinstance(value, fx.Proxy):
+                    raise ModelError(
+                        f"{type(root).__name__} stores what it computes in '{f'{path}.' if path else ''}{name}', which "
+                        "torch.fx would lose."
+                    )
+
+
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -302,6 +319,7 @@ def _left_untouched(root: nn.Module) -> Iterator[dict[str, Tensor]]:
     constants: dict[str, Tensor] = {}
     try:
         yield constants
+        _refuse_stored_results(root)
     finally:
         for name in set(vars(root)) - set(before[0][1]):
             if isinstance(vars(root)[name], Tensor):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import adfify
-from adfify import Moments, published
+from adfify import Moments, composition, published
 
 
 class Written(nn.Module):
@@ -105,6 +105,42 @@ def with_another_tensor(net, x):
 
 def with_parameters(net, x):
     return x * torch.sigmoid(x * net.linear.bias)
+
+
+def entropy(net, x):
+    y = x.sigmoid()
+    return -y * y.log()
+
+
+def divided_by_a_root(net, x):
+    y = x.sigmoid() + 1
+    return y * y.sqrt() * x.exp()
+
+
+@pytest.mark.parametrize("written", [entropy, divided_by_a_root])
+def test_functions_that_end_or_overflow_are_not_followed(written):
+    result = adfify.adfify(built(written), noise_variance=0.1)(10 * torch.randn(6, 5, dtype=torch.float64))
+    assert result.mean.isfinite().all()
+    assert (result.variance >= 0).all()
+
+
+def kinks_elsewhere(net, x):
+    return torch.relu(1 - x) * x
+
+
+def test_kinks_elsewhere_are_within_the_stated_tolerance():
+    draw = torch.Generator().manual_seed(0)
+    net = built(kinks_elsewhere)
+    x = torch.randn(6, 5, generator=draw, dtype=torch.float64)
+    got = adfify.adfify(net, noise_variance=0.1)(x)
+    noisy = x[:, None] + 0.1**0.5 * torch.randn(6, 100_000, 5, generator=draw, dtype=torch.float64)
+    with torch.no_grad():
+        truth = net(noisy)
+    mean, std = truth.mean(1), truth.std(1)
+    seen = std > 0.1 * std.max()
+    allowed = composition.TOLERANCE + 6 / 100_000**0.5
+    assert ((got.mean - mean).abs() / std)[seen].max() <= allowed
+    assert (got.std / std - 1).abs()[seen].max() <= allowed
 
 
 @pytest.mark.parametrize("written", [with_another_tensor, with_parameters])

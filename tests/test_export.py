@@ -8,11 +8,12 @@ import typing
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adfify
 from adfify import Moments, UnsupportedOpsError
-from adfify.errors import ModelError
+from adfify.errors import InputError, ModelError
 
 
 class Net(nn.Module):
@@ -137,6 +138,98 @@ def test_inputs_are_derived_from_the_model_s_own_configuration():
     mean, variance = adfify.adfify(model)(Moments(x, torch.zeros_like(x)))
     torch.testing.assert_close(mean, model(x), rtol=1e-5, atol=1e-5)
     assert (variance == 0).all()
+
+
+def branch_on_height(net, y):
+    if y.shape[2] > 16:
+        y = 10 * F.avg_pool2d(y, 2)
+    return net.head(y.mean((2, 3)))
+
+
+def never_of_no_batch(net, y):
+    return y if y.shape[0] == 0 else net.head(y.mean((2, 3)))
+
+
+def test_the_other_side_of_a_branch_on_a_size_is_refused():
+    net = built(branch_on_height)
+    adf = adfify.adfify(net, torch.zeros(2, 3, 8, 8, dtype=torch.float64), noise_variance=0.0)
+    x = torch.randn(3, 3, 12, 9, dtype=torch.float64)
+    torch.testing.assert_close(adf(x).mean, net(x))
+    for twin in (adf, copy.deepcopy(adf), pickle.loads(pickle.dumps(adf))):
+        with pytest.raises(InputError, match=r"size 2 of input 0 <= 16.*\(3, 3, 32, 9\).*example_inputs"):
+            twin(torch.randn(3, 3, 32, 9, dtype=torch.float64))
+    with pytest.raises(InputError):
+        adf(torch.randn(3, 4, 8, 8, dtype=torch.float64))
+
+
+def test_an_example_of_one_item_leaves_the_batch_free():
+    net, x = built(never_of_no_batch), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    adf = adfify.adfify(net, x[:1], noise_variance=0.0)
+    for part in (x, x[:1]):
+        torch.testing.assert_close(adf(part).mean, net(part))
+
+
+def test_a_model_in_training_mode_is_not_exported():
+    net = built(branch_on_size).train()
+    with pytest.raises(ModelError, match=r"model.eval\(\)"):
+        adfify.adfify(net, torch.randn(2, 3, 6, 5, dtype=torch.float64))
+
+
+class Submodule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.arange(4.0).double()
+
+    def forward(self, y):
+        return y * self.table
+
+
+def test_a_tensor_of_a_submodule_comes_along():
+    class Holding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Submodule()
+
+        def forward(self, x):
+            return self.inner(torch.relu(x)) if x.shape[0] > 0 else x
+
+    net, x = Holding().eval(), torch.randn(3, 4, dtype=torch.float64)
+    torch.testing.assert_close(adfify.adfify(net, x, noise_variance=0.0)(x).mean, net(x))
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.ones(4, dtype=torch.float64))
+
+    def forward(self, x):
+        self.count = self.count + 1
+        return x * self.count
+
+
+def test_a_buffer_that_is_assigned_is_not_lost():
+    with pytest.raises(ModelError, match="stores what it computes in 'count'"):
+        adfify.adfify(Counting())
+
+
+def windows(net, y):
+    return y.unfold(2, 2, 2).mean((1, 4)) if y.shape[0] > 1 else y
+
+
+def test_unfold_of_a_tensor_is_not_that_of_a_picture():
+    net, x = built(windows), torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(adfify.adfify(net, x, noise_variance=0.0)(x).mean, net(x))
+
+
+def in_place_power(net, y):
+    z = y
+    y **= 2
+    return net.head(z.mean((2, 3)))
+
+
+def test_other_in_place_operators_are_followed_by_torch_export():
+    net, x = built(in_place_power), torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(adfify.adfify(net, x, noise_variance=0.0)(x).mean, net(x))
 
 
 def test_without_inputs_the_error_names_the_line_and_asks_for_them():

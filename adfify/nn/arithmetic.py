@@ -146,7 +146,7 @@ def div(
     if isinstance(other, Moments):
         return ratio(input, other)
     assert isinstance(input, Moments)
-    return Moments(input.mean / other, input.variance / other**2)
+    return Moments(input.mean / other, input.variance / other / other)
 
 
 @quotient(operator.itruediv, cases=[case(Uncertain((3, 4)), Uncertain((4,), positive=True))])
@@ -181,7 +181,8 @@ def neg(input: Moments) -> Moments:
 
 def scaled(x: Moments, factor: Tensor | float) -> Moments:
     """A random tensor times a certain one."""
-    return Moments(x.mean * factor, x.variance * factor**2)
+    # Twice, and not by the square, which whole numbers and halves can't hold.
+    return Moments(x.mean * factor, x.variance * factor * factor)
 
 
 def _mean(x: Operand) -> Any:

@@ -37,7 +37,7 @@ class ADFModule(nn.Module):
             self.keep_variance_fn = keep_variance_fn
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.many_inputs:
+        if not self.many_inputs and (args or not kwargs):
             args = _with_moments_first(self, args)
         result = super().__call__(*args, **kwargs)
         if self.keep_variance_fn is not None:

@@ -215,7 +215,9 @@ def _fused(
         case("bij,jk->bik", Uncertain((2, 3, 4)), Certain((4, 5))),
         case("...ii,i", Uncertain((2, 3, 3)), Certain((3,))),
         case("nchw->nc", [Uncertain((2, 3, 2, 2))]),
+        case("ij->ji", Uncertain((2, 3))),
     ],
+    alias=True,  # a permutation is a view
 )
 def einsum(equation: str, *operands: Moments | Tensor, path: Any = None) -> Moments:
     """Any number of factors; one that is given twice is taken as two independent ones."""

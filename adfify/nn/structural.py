@@ -62,7 +62,8 @@ def unflatten(input: Moments, dim: Any, sizes: Any) -> Moments:
 @structural(torch.ops.aten._unsafe_view, cases=[case(Uncertain((2, 6)), [3, 4])])
 @structural("view", cases=[case(Uncertain((2, 6)), 3, 4), case(Uncertain((2, 6)), (-1, 3))])
 def view(input: Moments, *shape: Any) -> Moments:
-    return both(Tensor.view, input, *shape)
+    # The variance may lie in memory otherwise than the mean does.
+    return Moments(input.mean.view(*shape), input.variance.reshape(*shape))
 
 
 @structural("view_as", cases=[case(Uncertain((2, 6)), Certain((3, 4)))])
@@ -81,8 +82,8 @@ def reshape_as(input: Moments, other: Moments | Tensor) -> Moments:
 
 
 @structural(torch.permute, "permute", cases=[case(Uncertain((2, 3, 4)), (0, 2, 1))])
-def permute(input: Moments, *dims: Any) -> Moments:
-    return both(Tensor.permute, input, *dims)
+def permute(input: Moments, *args: Any, **kwargs: Any) -> Moments:
+    return both(Tensor.permute, input, *args, **kwargs)
 
 
 @structural(
@@ -109,8 +110,8 @@ def matrix_transpose(input: Moments) -> Moments:
 
 
 @structural(torch.squeeze, "squeeze", cases=[case(Uncertain((2, 1, 4)), 1), case(Uncertain((2, 1, 4)))])
-def squeeze(input: Moments, *dim: Any) -> Moments:
-    return both(torch.squeeze, input, *dim)
+def squeeze(input: Moments, *args: Any, **kwargs: Any) -> Moments:
+    return both(torch.squeeze, input, *args, **kwargs)
 
 
 @structural(torch.unsqueeze, "unsqueeze", cases=[case(Uncertain((2, 3)), 1)])
@@ -224,6 +225,11 @@ def unbind(input: Moments, dim: int = 0) -> tuple[Moments, ...]:
     return parts(torch.unbind, input, dim)
 
 
+@structural("unfold", torch.ops.aten.unfold, cases=[case(Uncertain((2, 7)), 1, 3, 2)])
+def unfold(input: Moments, dimension: int, size: int, step: int) -> Moments:
+    return both(Tensor.unfold, input, dimension, size, step)
+
+
 @structural(
     torch.cat,
     torch.concat,
@@ -258,8 +264,8 @@ def roll(input: Moments, shifts: Any, dims: Any = ()) -> Moments:
 
 
 @structural(torch.flip, "flip", alias=False, cases=[case(Uncertain((4, 3)), (0,))])
-def flip(input: Moments, *dims: Any) -> Moments:
-    return both(torch.flip, input, *dims)
+def flip(input: Moments, *args: Any, **kwargs: Any) -> Moments:
+    return both(torch.flip, input, *args, **kwargs)
 
 
 @structural(F.channel_shuffle, torch.channel_shuffle, alias=False, cases=[case(Uncertain((2, 4, 3, 3)), 2)])
@@ -298,8 +304,8 @@ def dim_of(x: Moments) -> int:
 
 
 @metadata("size", cases=[case(Uncertain((2, 3)), 1)])
-def size(x: Moments, *dim: Any) -> Any:
-    return x.mean.size(*dim)
+def size(x: Moments, *args: Any, **kwargs: Any) -> Any:
+    return x.mean.size(*args, **kwargs)
 
 
 @metadata("numel", "nelement", torch.numel, cases=[case(Uncertain((2, 3)))])

@@ -37,11 +37,13 @@ _PLACES = torch.tensor([[1, 0, 0], [0, 1, 1]])
         case(_MASK, Uncertain((2, 3)), Uncertain((3,))),
         case(_MASK, Uncertain((2, 3)), Certain((2, 1))),
         case(_MASK, 2.5, Uncertain((2, 3))),
+        case(_MASK[0], Uncertain((3,)), Certain((2, 3))),
     ],
 )
 def where(condition: Tensor, input: Moments | Tensor | float, other: Moments | Tensor | float) -> Moments:
     mean = torch.where(condition, _mean(input), _mean(other))
-    return Moments(mean, torch.where(condition, _variance(input, mean), _variance(other, mean)))
+    variance = torch.where(condition, _variance(input, mean), _variance(other, mean))
+    return Moments(mean, variance.expand(mean.shape))
 
 
 @written("where", cases=[case(Uncertain((2, 3)), _MASK, 2.5), case(Uncertain((2, 3)), _MASK, Uncertain((2, 3)))])
