@@ -198,9 +198,13 @@ def _copied(new: fx.Graph, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
 
 
 def _constants(module: fx.GraphModule, graph: fx.Graph, root: nn.Module) -> dict[str, Tensor]:
-    """Tensors that the graph refers to and the model does not have."""
+    """Tensors that the graph refers to and that are no parameters or buffers, under names without dots."""
     tables = (root.named_parameters(remove_duplicate=False), root.named_buffers(remove_duplicate=False))
     own = {name for table in tables for name, _ in table}
-    names = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-    # A tensor of a submodule is there already, as an attribute of its Scope.
-    return {name: getattr(module, name) for name in sorted(names - own) if "." not in name}
+    found: dict[str, Tensor] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target not in own:
+            name = str(node.target).replace(".", "_")
+            found[name] = operator.attrgetter(str(node.target))(module)
+            node.target = name
+    return dict(sorted(found.items()))
