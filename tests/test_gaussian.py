@@ -509,10 +509,14 @@ def test_prelu_takes_a_slope_per_channel() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(-0.5, 0.7), (None, 0.7), (-0.5, None), (0.7, -0.5)])
 def test_bounds_as_tensors_are_bounds_as_numbers(low, high):
+    infinite = {"low": -torch.inf, "high": torch.inf}
     draw = torch.Generator().manual_seed(0)
     mean = torch.randn(50, 3, generator=draw, dtype=torch.float64)
     variance = torch.rand(50, 3, generator=draw, dtype=torch.float64) * torch.tensor([0.0, 1e-3, 1.0])
-    bounds = [None if edge is None else torch.full((3,), edge, dtype=torch.float64) for edge in (low, high)]
+    bounds = [
+        torch.full((3,), infinite[side] if edge is None else edge, dtype=torch.float64)
+        for side, edge in (("low", low), ("high", high))
+    ]
     got_mean, got_variance = gaussian.clamp_between(mean, variance, *bounds)
     assert torch.equal(got_mean[:, 0], torch.clamp(mean, *bounds)[:, 0])
     if low is not None and high is not None and low > high:

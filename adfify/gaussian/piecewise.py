@@ -113,18 +113,18 @@ def clamp(mean: Tensor, variance: Tensor, low: float | None = None, high: float 
 
 @in_float32
 def clamp_between(mean: Tensor, variance: Tensor, low: Tensor | float | None, high: Tensor | float | None) -> Pair:
-    """min(max(x, low), high) with bounds of each element's own: `relu`, or the clamp of (x - low) / (high - low)."""
-    if low is None or high is None:
-        sign, edge = (1.0, low) if high is None else (-1.0, high)
-        shifted, spread = relu(sign * (mean - edge), variance)  # type: ignore[operator]
-        certain = torch.clamp(mean, low, high)  # type: ignore[arg-type]
-        return certain + sign * (shifted - torch.relu(sign * (mean - edge))), spread  # type: ignore[operator]
-    width = torch.as_tensor(high - low, dtype=mean.dtype, device=mean.device)
-    width = torch.where(width > 0, width, 0.0)
+    """min(max(x, low), high) with bounds of each element's own, None or infinite ones too: (x - low) / (high - low).
+
+    Bounds out of the Gaussian's reach are brought within it, where they change nothing, so that all are finite.
+    """
+    lowest = torch.as_tensor(-math.inf if low is None else low, dtype=mean.dtype, device=mean.device)
+    highest = torch.as_tensor(math.inf if high is None else high, dtype=mean.dtype, device=mean.device)
+    reach = 1 + 50 * torch.sqrt(variance.detach())
+    left = torch.maximum(lowest, mean.detach() - reach)
+    width = (torch.minimum(highest, mean.detach() + reach) - left).clamp(min=0)
     unit = torch.where(width > 0, width, 1.0)
-    correction, spread = clamp_correction((mean - low) / unit, variance / (unit * unit), 0.0, 1.0)
-    lowest = torch.maximum(mean, torch.as_tensor(low, dtype=mean.dtype, device=mean.device))
-    certain = torch.minimum(lowest, torch.as_tensor(high, dtype=mean.dtype, device=mean.device))
+    correction, spread = clamp_correction((mean - left) / unit, variance / (unit * unit), 0.0, 1.0)
+    certain = torch.minimum(torch.maximum(mean, lowest), highest)
     return certain + width * correction, width * width * spread
 
 
