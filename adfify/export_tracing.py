@@ -39,7 +39,7 @@ def export(
     Raises:
         ModelError: torch.export gave up as well, both reasons are given; or the model is in training mode.
     """
-    if root.training:
+    if any(_depends_on_training(module) for module in root.modules()):
         raise ModelError(
             f"{reason}\ntorch.export would fix {type(root).__name__} in training mode; call model.eval() first."
         )
@@ -59,6 +59,16 @@ def export(
     graph = _cleaned(module, program.call_spec.out_spec)
     _checked(graph, program, list(inspect.signature(root.forward).parameters), guards)
     return graph, _constants(module, graph, root)
+
+
+_TRAINED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)
+
+
+def _depends_on_training(module: nn.Module) -> bool:
+    """Whether it is in training mode and computes something else then: normalisation, and dropout by any name."""
+    rates = [getattr(module, name, None) for name in ("dropout", "drop_prob")]
+    drops = any(isinstance(rate, float) and rate > 0 for rate in rates)
+    return module.training and (isinstance(module, _TRAINED) or drops)
 
 
 @contextmanager
