@@ -133,22 +133,13 @@ def of_one_variable(
     node: fx.Node, root: nn.Module, rules: Rules, uncertain: set[fx.Node], planned: Mapping[fx.Node, Rule]
 ) -> OfOneVariable | None:
     """How ``node`` combines several functions of one variable, if that is what it does."""
-    operands = {value for value in node.all_input_nodes if value in uncertain}
-    if len(operands) < 2 or not _combines(node, rules, planned):
-        return None
     chains = _Chains(root, rules, uncertain, planned)
-    bases = {chains.base(value) for value in (*operands, node)}
-    if len(bases - {node}) != 1 or node in bases:
+    base = chains.base(node)
+    if base is node or len(node.all_input_nodes) < 2:
         return None
-    (base,) = bases
     composition = chains.composition(node, base)
     rule = Rule((), Composed(composition), "elementwise", False, SOURCE, TOLERANCE, False, {}, ())
     return OfOneVariable(base, rule, tuple(chains.through))
-
-
-def _combines(node: fx.Node, rules: Rules, planned: Mapping[fx.Node, Rule]) -> bool:
-    rule = planned.get(node)
-    return rule is not None and rule.apply in _COMBINING and _is_default(rule, rules)
 
 
 def _is_default(rule: Rule, rules: Rules) -> bool:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from adfify import sizes
 from adfify.errors import ModelError
-from adfify.moments import Moments
+from adfify.moments import Moments, is_moments
 
 # Assertions about the example inputs, which torch.export adds and the original does not have.
 _CHECKS = (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_constrain_range_for_size.default)
@@ -43,7 +43,7 @@ def export(
         raise ModelError(
             f"{reason}\ntorch.export would fix {type(root).__name__} in training mode; call model.eval() first."
         )
-    plain = pytree.tree_map(lambda x: x.mean if isinstance(x, Moments) else x, example_inputs, is_leaf=_is_moments)
+    plain = pytree.tree_map(lambda x: x.mean if isinstance(x, Moments) else x, example_inputs, is_leaf=is_moments)
     try:
         with _in_silence():
             program = _exported(root, plain, sizes_vary)
@@ -124,10 +124,6 @@ def _dynamic(inputs: tuple[Any, ...], free: Callable[[Tensor], list[int]]) -> An
         return dict.fromkeys(free(value), torch.export.Dim.AUTO) if isinstance(value, Tensor) else None
 
     return pytree.tree_map(sizes, inputs)
-
-
-def _is_moments(value: Any) -> bool:
-    return isinstance(value, Moments)
 
 
 def _first_lines(error: Exception) -> str:

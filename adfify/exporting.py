@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from adfify.errors import ExportError, InputError
-from adfify.moments import Moments, as_moments
+from adfify.moments import Moments, as_moments, is_moments
 from adfify.network import ADFNetwork
 
 _CHECKED_BATCHES = (1, 3)
@@ -97,7 +97,7 @@ class _Plain(nn.Module):
         return pytree.tree_map(
             lambda leaf: (leaf.mean, leaf.variance) if isinstance(leaf, Moments) else leaf,
             self.network(*args),
-            is_leaf=_is_moments,
+            is_leaf=is_moments,
         )
 
 
@@ -201,7 +201,7 @@ def _draws(program: ExportedProgram) -> bool:
 
 def _structure(network: ADFNetwork, values: list[Any]) -> tuple[str, list[bool]]:
     with torch.no_grad():
-        leaves, spec = pytree.tree_flatten(network(*values), is_leaf=_is_moments)
+        leaves, spec = pytree.tree_flatten(network(*values), is_leaf=is_moments)
     try:
         return pytree.treespec_dumps(spec), [isinstance(leaf, Moments) for leaf in leaves]
     except NotImplementedError as error:
@@ -241,7 +241,3 @@ def _resized(tensor: Tensor, batch: int, count: int) -> Tensor:
 def _shape(value: Tensor | Moments, batch: int | None, fixed: bool) -> tuple[int | None, ...]:
     batched = not fixed and len(value.shape) > 0 and value.shape[0] == batch
     return (None, *value.shape[1:]) if batched else tuple(value.shape)
-
-
-def _is_moments(value: Any) -> bool:
-    return isinstance(value, Moments)

@@ -197,6 +197,8 @@ def apply(plan: Plan, noise_variance: float, min_variance: float, share_weights:
 def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
+    absorbed = {node for step in plan.steps if step.of is not None for node in step.of.through}
+    spare: list[fx.Node] = []  # what a composition computes by itself, and nothing else may need
     for step in plan.steps:
         new = env[step.node] = _emit(graph, step, env)
         if step.action == "lift":
@@ -216,20 +218,13 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
             env[step.node] = graph.create_node(
                 "call_function", plan.rules.keep_variance, (new, min_variance), name=f"{step.node.name}_kept"
             )
-    absorbed = {node for step in plan.steps if step.of is not None for node in step.of.through}
-    _erase_unused(graph, [env[step.node] for step in plan.steps if step.node in absorbed])
+        if step.node in absorbed:
+            spare += dict.fromkeys((new, env[step.node]))
+    for node in reversed(spare):
+        if not node.users:
+            graph.erase_node(node)
     graph.lint()
     return graph
-
-
-def _erase_unused(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
-    """What only served a composition that now computes it by itself; a variance kept from below goes with its node."""
-    for last in reversed(nodes):
-        node: fx.Node | None = last
-        while node is not None and not node.users:
-            before = node.args[0] if node is last and last.name.endswith("_kept") else None
-            graph.erase_node(node)
-            node = before if isinstance(before, fx.Node) else None
 
 
 def _emit(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node]) -> fx.Node:

@@ -138,11 +138,16 @@ def checked_variance(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r:.60}; it is one finite number >= 0, or give Moments(x, variance) as input.")
 
 
+def is_moments(value: Any) -> bool:
+    """Whether it is Moments: where a walk through a structure of values (torch's pytree) has to stop."""
+    return isinstance(value, Moments)
+
+
 def on_each(change: Callable[..., Moments], value: Any, *args: Any) -> Any:
     """``change`` applied to every Moments of what an operation returned: one, or a structure of several."""
     if isinstance(value, Moments):
         return change(value, *args)
-    return pytree.tree_map_only(Moments, lambda x: change(x, *args), value, is_leaf=lambda x: isinstance(x, Moments))
+    return pytree.tree_map_only(Moments, lambda x: change(x, *args), value, is_leaf=is_moments)
 
 
 def floor(value: Any, min_variance: float) -> Any:

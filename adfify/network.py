@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from adfify.errors import AdfifyError, InputError, ModelError
-from adfify.moments import Moments, checked_variance
+from adfify.moments import Moments, checked_variance, is_moments
 
 # Note [Its own copy and pickle]
 # A torch.fx.GraphModule keeps only what its graph refers to, and is pickled as source code that is traced anew when
@@ -70,7 +70,7 @@ class ADFNetwork(fx.GraphModule):
         except (AdfifyError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            given = ", ".join(_describe(value) for value in pytree.tree_leaves((args, kwargs), is_leaf=_is_moments))
+            given = ", ".join(_describe(value) for value in pytree.tree_leaves((args, kwargs), is_leaf=is_moments))
             raise InputError(
                 f"{self._name} can't be evaluated on {given}: {error}\n"
                 f"Give inputs of the shape, dtype and device that the original {self._name} takes."
@@ -161,10 +161,6 @@ def _graph_from_records(records: list[tuple[Any, ...]]) -> fx.Graph:
             op, target.found() if isinstance(target, _Op) else target, decode(args), decode(kwargs), name=name
         )
     return graph
-
-
-def _is_moments(value: Any) -> bool:
-    return isinstance(value, Moments)
 
 
 def _describe(value: Any) -> str:

@@ -61,8 +61,9 @@ def check(expected: Conditions, *inputs: Any) -> None:
     from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
     tensors = {f"i{k}": x.mean if isinstance(x, Moments) else x for k, x in enumerate(inputs)}
+    known = {**SYMPY_INTERP, **tensors}
     for condition in expected:
-        if not eval(condition, {**SYMPY_INTERP, **tensors}):
+        if not eval(condition, known):
             shapes = ", ".join(str(tuple(x.shape)) for x in tensors.values() if isinstance(x, Tensor))
             said = re.sub(r"i(\d+)\.size\(\)\[(\d+)\]", r"size \2 of input \1", condition)
             raise InputError(

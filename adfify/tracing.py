@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from adfify import export_tracing
 from adfify.errors import ModelError
-from adfify.moments import Moments
+from adfify.moments import Moments, is_moments
 from adfify.registry import Rules
 
 # torch.nn classes whose forward is only a loop over their children: traced through, not leaves.
@@ -198,7 +198,7 @@ def _exported(root: nn.Module, inputs: tuple[Any, ...] | None, reason: ModelErro
         root, inputs, str(reason), not _configuration(root).get("fixed_input_size")
     )
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    leaves = pytree.tree_leaves(inputs, is_leaf=lambda value: isinstance(value, Moments))
+    leaves = pytree.tree_leaves(inputs, is_leaf=is_moments)
     certain = {str(node.target) for node, value in zip(placeholders, leaves, strict=True) if not _is_uncertain(value)}
     return Traced(root, graph, "torch.export", constants, frozenset(certain))
 

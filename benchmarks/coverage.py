@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import adfify
 from adfify import Moments
+from adfify.moments import is_moments
 
 HERE = Path(__file__).parent
 CENSUS, RESULTS = HERE / "census.txt", HERE.parent / "docs" / "coverage.jsonl"
@@ -69,13 +70,9 @@ def build(name: str) -> nn.Module:
     return torchvision.models.get_model(model, weights=None, **options).eval()
 
 
-def largest_output(values: Any) -> list[Any]:
+def outputs_of(values: Any) -> list[Any]:
     """The tensors, or Moments, of whatever structure a network returns."""
-    return [
-        leaf
-        for leaf in pytree.tree_leaves(values, is_leaf=lambda value: isinstance(value, Moments))
-        if isinstance(leaf, (Tensor, Moments))
-    ]
+    return [leaf for leaf in pytree.tree_leaves(values, is_leaf=is_moments) if isinstance(leaf, (Tensor, Moments))]
 
 
 @torch.no_grad()
@@ -90,7 +87,7 @@ def examine(name: str, size: tuple[int, ...], draws: int) -> Record:
     adf = adfify.adfify(model, picture if smaller else None, noise_variance=NOISE_VARIANCE)
     seconds = time.perf_counter() - started
     certain = Moments(picture, torch.zeros_like(picture))
-    plain, still = largest_output(model(picture)), largest_output(adf(certain))
+    plain, still = outputs_of(model(picture)), outputs_of(adf(certain))
     scale = max(float(y.abs().max()) for y in plain) or 1.0  # some networks begin with a head of zeros
     error = max(float((got.mean - y).abs().max()) for got, y in zip(still, plain, strict=True)) / scale
     result: Record = {
@@ -108,7 +105,7 @@ def examine(name: str, size: tuple[int, ...], draws: int) -> Record:
         if result["engine"] == "torch.fx"
         else adfify.adfify(model, picture if smaller else None, noise_variance=NOISE_VARIANCE)
     )
-    noisy = largest_output(adf(picture))
+    noisy = outputs_of(adf(picture))
     result["finite"] = all(bool(y.mean.isfinite().all() & y.variance.isfinite().all()) for y in noisy)
     result["non-negative"] = all(bool((y.variance >= 0).all()) for y in noisy)
     return result | beside_monte_carlo(model, picture, noisy[0], draws)
@@ -118,7 +115,7 @@ def beside_monte_carlo(model: nn.Module, picture: Tensor, one_pass: Moments, dra
     """Median over outputs: std of one pass over the true one, and mean off in units of that."""
     sampled = torch.cat(
         [
-            largest_output(model(picture + NOISE_VARIANCE**0.5 * torch.randn(4, *picture.shape[1:])))[0].double()
+            outputs_of(model(picture + NOISE_VARIANCE**0.5 * torch.randn(4, *picture.shape[1:])))[0].double()
             for _ in range((draws if picture.shape[-1] < LARGE else 8) // 4)
         ]
     )
@@ -152,8 +149,12 @@ def meets(record: Record) -> bool:
     """Whether a network does all that is asked of it."""
     if "failed" in record:
         return False
-    exact = record["error at zero variance"] <= 1e-9 and record["zero variance stays zero"]
-    return bool(exact and record["keys"] and record["finite"] and record["non-negative"])
+    return bool(is_exact(record) and record["keys"] and record["finite"] and record["non-negative"])
+
+
+def is_exact(record: Record) -> bool:
+    """Whether it equals the original at zero variance."""
+    return bool(record["error at zero variance"] <= 1e-9 and record["zero variance stays zero"])
 
 
 COLUMNS = ("model", "engine", "seconds", "error at zero variance", "keys", "finite", "std ratio", "mean off")
@@ -162,7 +163,7 @@ COLUMNS = ("model", "engine", "seconds", "error at zero variance", "keys", "fini
 def table(records: list[Record]) -> str:
     """The page: what is asked of every network, and how many meet it."""
     good = [r for r in records if "failed" not in r]
-    exact = sum(r["error at zero variance"] <= 1e-9 and r["zero variance stays zero"] for r in good)
+    exact = sum(map(is_exact, good))
     lines = [
         "# Coverage",
         "",
