@@ -10,17 +10,16 @@ those of the one function that they make together, by quadrature over the one va
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from adfify import gaussian, inplace
+from adfify import gaussian, original
 from adfify.moments import Moments
 from adfify.nn import arithmetic, elementary
+from adfify.original import Operation
 from adfify.registry import RULES, Rule, Rules
 
 KINKS = (-3.0, 0.0, 3.0)
@@ -59,34 +58,14 @@ class _Result:
 
 
 @dataclass(frozen=True, eq=False)
-class _Method:
-    """A method as a function."""
-
-    name: str
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return getattr(x, self.name)(*args, **kwargs)
-
-
-@dataclass(frozen=True, eq=False)
-class _Overload:
-    """An aten overload by its name, which can be pickled."""
-
-    name: str
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return operator.attrgetter(self.name)(torch.ops)(*args, **kwargs)
-
-
-@dataclass(frozen=True, eq=False)
 class Composition:
     """A function of one tensor: the original operations, one after the other.
 
     Attributes:
-        steps: operation, positional and keyword arguments, and whether it writes into its first one.
+        steps: operation, positional and keyword arguments.
     """
 
-    steps: tuple[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], bool], ...]
+    steps: tuple[tuple[Operation, tuple[Any, ...], dict[str, Any]], ...]
 
     __name__ = "composition"
 
@@ -96,9 +75,8 @@ class Composition:
         def result(leaf: Any) -> Any:
             return results[leaf.number] if isinstance(leaf, _Result) else leaf
 
-        for operation, args, kwargs, writes in self.steps:
-            first, *rest = fx.node.map_aggregate(args, result)
-            results.append(operation(first.clone() if writes else first, *rest, **kwargs))
+        for operation, args, kwargs in self.steps:
+            results.append(operation(*fx.node.map_aggregate(args, result), **kwargs))
         return results[-1]
 
 
@@ -120,11 +98,13 @@ class OfOneVariable:
 
     Attributes:
         base: the variable.
-        rule: of the composition.
+        function: the composition.
+        rule: of it.
         through: the nodes in between.
     """
 
     base: fx.Node
+    function: Composition
     rule: Rule
     through: tuple[fx.Node, ...]
 
@@ -139,7 +119,7 @@ def of_one_variable(
         return None
     composition = chains.composition(node, base)
     rule = Rule((), Composed(composition), "elementwise", False, SOURCE, TOLERANCE, False, {}, ())
-    return OfOneVariable(base, rule, tuple(chains.through))
+    return OfOneVariable(base, composition, rule, tuple(chains.through))
 
 
 def _is_default(rule: Rule, rules: Rules) -> bool:
@@ -191,8 +171,7 @@ class _Chains:
                 visit(value)
             numbered: Callable[[fx.Node], Any] = numbers.__getitem__
             args, kwargs = fx.map_arg((current.args, current.kwargs), numbered)
-            writes = inplace.written_by(current, self._root) is not None
-            steps.append((self._operation(current), tuple(args), dict(kwargs), writes))
+            steps.append((self._operation(current), tuple(args), dict(kwargs)))
             numbers[current] = _Result(len(steps))
             if current is not node:
                 self.through.append(current)
@@ -200,12 +179,7 @@ class _Chains:
         visit(node)
         return Composition(tuple(steps))
 
-    def _operation(self, node: fx.Node) -> Callable[..., Any]:
+    def _operation(self, node: fx.Node) -> Operation:
         if node.op == "call_module":
-            return copy.deepcopy(self._root.get_submodule(str(node.target)))
-        if node.op == "call_method":
-            return _Method(str(node.target))
-        if isinstance(node.target, torch._ops.OpOverload):
-            return _Overload(str(node.target))
-        assert callable(node.target)
-        return inplace.KEPT.get(node.target, node.target)
+            return original.of_module(copy.deepcopy(self._root.get_submodule(str(node.target))))
+        return original.of_node(node, self._root)

@@ -21,6 +21,8 @@ from adfify.errors import MissingOp, UnsupportedOpsError
 from adfify.inplace import target_of
 from adfify.moments import as_moments, lift
 from adfify.network import ADFNetwork
+from adfify.nn.dropout import mask_rule
+from adfify.original import Operation, Origin, identity, of_node
 from adfify.registry import Rule, Rules, target_name
 from adfify.skeleton import CONTAINERS, Skeleton
 
@@ -200,11 +202,12 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
     absorbed = {node for step in plan.steps if step.of is not None for node in step.of.through}
     spare: list[fx.Node] = []  # what a composition computes by itself, and nothing else may need
     for step in plan.steps:
-        new = env[step.node] = _emit(graph, step, env)
+        new = env[step.node] = _emit(graph, step, env, plan.traced.root)
         if step.action == "lift":
             for node in dict.fromkeys(new.all_input_nodes):
                 with graph.inserting_before(new):
                     moments = graph.call_function(lift, (node,))
+                moments.meta["origin"] = Origin(identity)
                 new.replace_input_with(node, moments)
         follows = step.rule if step.action in ("convert", "lift") else None
         if follows is not None and _asks_for_min_variance(follows):
@@ -214,10 +217,12 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
             env[step.node] = graph.create_node(
                 "call_function", as_moments, (new, noise, str(step.node.target)), name=f"{step.node.name}_moments"
             )
+            env[step.node].meta["origin"] = Origin(identity)
         if follows is not None and plan.rules.keeps(follows) and min_variance > 0:
             env[step.node] = graph.create_node(
                 "call_function", plan.rules.keep_variance, (new, min_variance), name=f"{step.node.name}_kept"
             )
+            env[step.node].meta["origin"] = Origin(identity)
         if step.node in absorbed:
             spare += dict.fromkeys((new, env[step.node]))
     for node in reversed(spare):
@@ -227,20 +232,30 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
     return graph
 
 
-def _emit(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node]) -> fx.Node:
+def _emit(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node], root: nn.Module) -> fx.Node:
     node = step.node
     if step.of is not None and step.rule is not None:
         new = graph.create_node("call_function", step.rule.apply, (env[step.of.base],), {}, name=node.name)
-        new.meta = dict(node.meta)
+        new.meta = {**node.meta, **_origin(step, root, step.of.function)}
         return new
     if step.action != "convert" or step.rule is None or node.op == "call_module":
         new = graph.node_copy(node, env.__getitem__)
         new.target = inplace.KEPT.get(node.target, node.target)
+        if node.op == "call_module" and step.rule is not None:
+            new.meta = {**new.meta, **_origin(step, root, None)}
         return new
     args, kwargs = fx.map_arg((_call_args(node), node.kwargs), env.__getitem__)
     new = graph.create_node("call_function", step.rule.apply, tuple(args), dict(kwargs), name=node.name)
-    new.meta = dict(node.meta)
+    new.meta = {**node.meta, **_origin(step, root, of_node(node, root))}
     return new
+
+
+def _origin(step: Step, root: nn.Module, operation: Operation | None) -> dict[str, Any]:
+    """What a node remembers: see Note [The original beside the rule]."""
+    if step.rule is None:
+        return {"origin": Origin(operation)}
+    mask = mask_rule(target_of(step.node, root), step.rule)
+    return {"origin": Origin(operation, step.rule.family, mask.apply if mask is not None else None)}
 
 
 def _asks_for_min_variance(rule: Rule) -> bool:

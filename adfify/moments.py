@@ -66,23 +66,56 @@ class Moments:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Attribution:
+    """Where the variance of outputs comes from: the parts sum to it.
+
+    Attributes:
+        inputs: by an input's name ``[N, k, ...]``, in the shape of the input: what the noise of each of its elements
+            adds to the variance of each output. Single parts may be below 0: two elements may cancel each other.
+        masks: by a dropout's name ``[N, k, ...]``, likewise, for the masks of ``dropout="analytic"``.
+        layers: by an operation's name ``[N, k]``: what the residual variance of its non-linearity adds, where the
+            variance was split so (``samples=0``); then ``inputs`` holds what passes through all of them linearly.
+    """
+
+    inputs: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    layers: dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class JointMoments:
-    """Mean and full covariance of some outputs of a network.
+    """Mean and covariance of some outputs of a network, correlations of its units included.
+
+    N inputs, k of the network's outputs.
 
     Attributes:
         mean: ``[N, k]``.
-        covariance: ``[N, k, k]``, symmetric, positive semi-definite, squared units of ``mean``.
-        indices: ``[N, k]``, which outputs of the network these are.
+        covariance: ``[N, k, k]``, symmetric, positive semi-definite, squared units of ``mean``. None where a sketch
+            of very many outputs was asked for: name a few outputs for their covariance.
+        indices: ``[N, k]``, which outputs these are, of the output flattened.
+        variance: ``[N, k]``, the diagonal of the covariance.
+        method: how they were found, ``"adjoint"`` or ``"sketch"``.
+        samples: ``[N]``, at how many noisy inputs gradients were taken (adjoint), or that were drawn (sketch).
+        draws: ``[N]``, how many noisy values the means are averages of.
+        mean_error: ``[N, k]``, standard error of ``mean``, where it can be told.
+        std_error: ``[N, k]``, standard error of ``std``, likewise.
+        model_covariance: ``[N, k, k]``, the part that random masks of dropout add; the rest is the data's.
+        attribution: where the variance comes from, if asked for.
+        shape: of one output in the network, which all k are elements of.
     """
 
     mean: Tensor
-    covariance: Tensor
+    covariance: Tensor | None
     indices: Tensor
-
-    @property
-    def variance(self) -> Tensor:
-        """``[N, k]``, the diagonal of the covariance."""
-        return self.covariance.diagonal(dim1=-2, dim2=-1)
+    variance: Tensor
+    method: str
+    samples: Tensor
+    draws: Tensor
+    mean_error: Tensor | None = None
+    std_error: Tensor | None = None
+    model_covariance: Tensor | None = None
+    attribution: Attribution | None = None
+    shape: tuple[int, ...] = ()
 
     @property
     def std(self) -> Tensor:
@@ -90,12 +123,27 @@ class JointMoments:
         return self.variance.sqrt()
 
     @property
-    def correlation(self) -> Tensor:
-        """``[N, k, k]``, the covariance divided by both standard deviations."""
-        return self.covariance / (self.std.unsqueeze(-1) * self.std.unsqueeze(-2))
+    def correlation(self) -> Tensor | None:
+        """``[N, k, k]``, the covariance divided by both standard deviations, 0 beside an output that is certain."""
+        if self.covariance is None:
+            return None
+        scale = torch.where(self.variance > 0, self.variance, 1.0).rsqrt()
+        return self.covariance * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+
+    @property
+    def data_covariance(self) -> Tensor | None:
+        """``[N, k, k]``, what the noise of the inputs adds; the whole where no dropout is random."""
+        if self.covariance is None or self.model_covariance is None:
+            return self.covariance
+        return self.covariance - self.model_covariance
+
+    def as_output(self, values: Tensor) -> Tensor:
+        """``[N, k]`` of all outputs (``outputs="all"``) in the shape of the network's output: a map for a segmenter."""
+        return values.reshape(len(values), *self.shape)
 
 
 torch.export.register_dataclass(Moments, serialized_type_name="adfify.Moments")
+torch.export.register_dataclass(Attribution, serialized_type_name="adfify.Attribution")
 torch.export.register_dataclass(JointMoments, serialized_type_name="adfify.JointMoments")
 
 

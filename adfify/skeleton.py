@@ -27,6 +27,13 @@ class Scope(nn.Module):
         return self.original
 
 
+def _replacing(source: nn.Module, adf_class: Any) -> nn.Module:
+    """The counterpart of a module, which knows what it stands for: see Note [The original beside the rule]."""
+    target = counterpart(source, adf_class)
+    target.__dict__["replaces"] = type(source)
+    return target
+
+
 class Skeleton:
     """Mirrors a tree of modules; what is shared in the source (tied weights, a module used twice) stays shared.
 
@@ -56,7 +63,7 @@ class Skeleton:
         adf_class = self._converted.get(id(source))
         if adf_class is not None:
             below = self._by_rule if adf_class.converts_children else self._plain
-            return self._fill(source, lambda: counterpart(source, adf_class), below)
+            return self._fill(source, lambda: _replacing(source, adf_class), below)
         if type(source) in CONTAINERS:
             return self._fill(source, lambda: counterpart(source, type(source)), self._mirror)
         if id(source) in self._kept:
@@ -74,7 +81,7 @@ class Skeleton:
         rule = self._rules.find(type(source))
         assert rule is not None, f"the plan let {type(source).__name__} pass without a rule"
         below = self._by_rule if rule.apply.converts_children else self._plain  # type: ignore[attr-defined]
-        return self._fill(source, lambda: counterpart(source, rule.apply), below)  # type: ignore[arg-type]
+        return self._fill(source, lambda: _replacing(source, rule.apply), below)
 
     def _plain(self, source: nn.Module) -> nn.Module:
         return self._fill(source, lambda: counterpart(source, type(source)), self._plain)

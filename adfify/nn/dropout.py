@@ -7,6 +7,9 @@ The policy decides, not the training flag: uncertainty is asked for in eval mode
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import torch
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 from adfify import gaussian
 from adfify.moments import Moments
 from adfify.nn.module import ADFModule
-from adfify.registry import RULES, Case, Rules, Uncertain, case, register
+from adfify.registry import RULES, Case, Rule, Rules, Target, Uncertain, case, register
 
 SAMPLED = Rules(RULES)
 """Overlay: a new mask in every pass."""
@@ -42,9 +45,33 @@ def _case(shape: tuple[int, ...]) -> Case:
     return case(Uncertain(shape), 0.5, False)
 
 
+Factor = Callable[[Tensor, float, tuple[int, ...]], Tensor]
+"""What gives a mask for a tensor, of the given variance and shape, and mean 1."""
+
+_factor: ContextVar[Factor | None] = ContextVar("factor", default=None)
+
+
+@contextmanager
+def masks_by(factor: Factor) -> Iterator[None]:
+    """Within it, sampled dropout multiplies by what ``factor`` gives instead of by random zeros and ones."""
+    token = _factor.set(factor)
+    try:
+        yield
+    finally:
+        _factor.reset(token)
+
+
+def mask_rule(target: Target, rule: Rule) -> Rule | None:
+    """The rule that draws masks, for a dropout whose masks are random by the policy of ``rule``; else None."""
+    return SAMPLED.find(target) if rule.family == "dropout" and rule is not RULES.find(target) else None
+
+
 def draw_mask(x: Tensor, p: float, shared_from: int | None) -> Tensor:
     """A dropout mask of mean 1 for ``x``; from dimension ``shared_from`` on, one draw is shared by all elements."""
     shape = x.shape if shared_from is None else (*x.shape[:shared_from], *[1] * (x.dim() - shared_from))
+    factor = _factor.get()
+    if factor is not None and p < 1:
+        return factor(x, p / (1 - p), tuple(shape))
     keep = torch.full(shape, 1 - p, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
     return keep / (1 - p) if p < 1 else torch.zeros_like(keep)
 

@@ -1,0 +1,141 @@
+"""Joint moments by statistical linearisation at the variances of the one pass: `samples=0`.
+
+Note [Slopes and residuals of any rule]
+With the variance v of its input held fixed, the derivative of a rule's mean by the mean of its input is the slope of
+the best linear fit (Bonnet 1964; Stein, Ann. Stat. 9, 1981, lemma 1: E[f'(x)] = dE[f(x)]/dm), and what the fit misses
+has the variance d = Var[f(x)] - J v J'. So the mean path's own gradients, variances detached, are those of a linear
+network, into which every non-linear operation injects independent noise of variance d. Of an elementwise operation
+J v J' is slope^2 v; of any other its diagonal is the mean of (J sqrt(v) e)^2 over random signs e (Bekas, Kokiopoulou &
+Saad, Appl. Numer. Math. 57, 2007), here over PROBES of them: off by up to sqrt(2 / PROBES) of that part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from adfify.joint import Question, joined
+from adfify.moments import Attribution, JointMoments, Moments, as_moments, is_moments, on_each
+from adfify.network import ADFNetwork
+
+PROBES = 8
+LINEAR = frozenset({None, "affine", "structural", "metadata"})
+
+
+def moments(question: Question) -> JointMoments:
+    """Of all pictures, in chunks."""
+    step = question.request.chunk_size or 4
+    return joined([_of_chunk(question.rows(slice(at, at + step))) for at in range(0, question.pictures, step)])
+
+
+def _of_chunk(question: Question) -> JointMoments:
+    path = _MeanPath(question.network, question.request.seed)
+    with torch.enable_grad():
+        outputs = path.run(*question.inputs)
+        plain = pytree.tree_map_only(Moments, lambda x: x.mean, outputs, is_leaf=is_moments)
+        mean, shape = question.output_of(plain, question.pictures)
+        indices = question.request.indices(mean.detach())
+        chosen = mean.gather(1, indices)
+        sources = {**path.inputs, **path.residuals}
+        rows = [
+            _gradients(output, sources, position + 1 < chosen.shape[1])
+            for position, output in enumerate(chosen.unbind(1))
+        ]
+    covariance = chosen.new_zeros(*indices.shape, indices.shape[1])
+    shares: dict[str, Tensor] = {}
+    for name, (_, variance) in sources.items():
+        gradient = torch.stack([row[name] for row in rows], 1)  # [N, k, ...]
+        weighted = gradient * variance.unsqueeze(1)
+        covariance += weighted.flatten(2) @ gradient.flatten(2).mT
+        shares[name] = weighted * gradient
+    attribution = Attribution(
+        inputs={name: shares[name] for name in path.inputs},
+        masks={},
+        layers={name: shares[name].flatten(2).sum(2) for name in path.residuals},
+    )
+    none = torch.zeros(question.pictures, dtype=torch.int64, device=indices.device)
+    return JointMoments(
+        mean=chosen.detach(),
+        covariance=covariance,
+        indices=indices.contiguous(),
+        variance=covariance.diagonal(dim1=-2, dim2=-1),
+        method="adjoint",
+        samples=none,
+        draws=none,
+        attribution=attribution if question.request.attribution else None,
+        shape=shape,
+    )
+
+
+def _gradients(output: Tensor, sources: dict[str, tuple[Tensor, Tensor]], again: bool) -> dict[str, Tensor]:
+    tensors = [tensor for tensor, _ in sources.values()]
+    found: Sequence[Tensor | None] = [None] * len(tensors)
+    if output.requires_grad:
+        found = torch.autograd.grad(output.sum(), tensors, retain_graph=again, allow_unused=True)
+    return {
+        name: torch.zeros_like(tensor) if gradient is None else gradient
+        for name, tensor, gradient in zip(sources, tensors, found, strict=True)
+    }
+
+
+class _MeanPath(fx.Interpreter):
+    """Runs an ADF network with its variances detached, and notes what noise every operation injects."""
+
+    def __init__(self, network: ADFNetwork, seed: int) -> None:
+        super().__init__(network)
+        self._generator = torch.Generator().manual_seed(seed)
+        self.inputs: dict[str, tuple[Tensor, Tensor]] = {}
+        self.residuals: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.target is as_moments:
+            given = self.fetch_args_kwargs_from_env(n)[0][0]
+            x = Moments(given.mean.detach().requires_grad_(), given.variance.detach())
+            self.inputs[str(n.all_input_nodes[0].target)] = (x.mean, x.variance)
+            return x
+        result = on_each(lambda x: Moments(x.mean, x.variance.detach()), super().run_node(n))
+        origin = n.meta.get("origin")
+        if origin is not None and origin.family not in LINEAR:
+            self._note(n, origin.family == "elementwise", result)
+        return result
+
+    def _note(self, node: fx.Node, elementwise: bool, result: Any) -> None:
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        given, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_moments)
+        uncertain = [position for position, leaf in enumerate(given) if is_moments(leaf)]
+        variances = [given[position].variance for position in uncertain]
+
+        def means(*inputs: Tensor) -> tuple[Tensor, ...]:
+            leaves = list(given)
+            for position, mean, variance in zip(uncertain, inputs, variances, strict=True):
+                leaves[position] = Moments(mean, variance)
+            again, named = pytree.tree_unflatten(leaves, spec)
+            outputs = getattr(self, node.op)(node.target, again, named)
+            return tuple(x.mean for x in pytree.tree_leaves(outputs, is_leaf=is_moments) if is_moments(x))
+
+        inputs = [given[position].mean.detach() for position in uncertain]
+        explained = self._explained(means, inputs, variances, 1 if elementwise else PROBES)
+        outputs = [x for x in pytree.tree_leaves(result, is_leaf=is_moments) if is_moments(x)]
+        for number, (x, part) in enumerate(zip(outputs, explained, strict=True)):
+            if x.mean.requires_grad:
+                name = node.name if len(outputs) == 1 else f"{node.name}.{number}"
+                self.residuals[name] = (x.mean, (x.variance - part).clamp(min=0))
+
+    def _explained(
+        self, means: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor], variances: list[Tensor], probes: int
+    ) -> list[Tensor]:
+        """The diagonals of J v J'."""
+        squares: list[Tensor] = []
+        for _ in range(probes):
+            signs = [
+                torch.randint(0, 2, v.shape, generator=self._generator).to(v).mul_(2).sub_(1) * v.sqrt()
+                for v in variances
+            ]
+            _, along = torch.autograd.functional.jvp(means, tuple(inputs), tuple(signs))  # type: ignore[no-untyped-call]
+            found = [part.square() / probes for part in along]
+            squares = found if not squares else [a + b for a, b in zip(squares, found, strict=True)]
+        return squares

@@ -1,0 +1,30 @@
+"""Variances of many units from a few draws, moderated by what is known of them beside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def moderated(variance: Tensor, error: Tensor, pattern: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Variances drawn towards a pattern (empirical Bayes: Efron & Morris, JASA 70, 1975).
+
+    Args:
+        variance: ``[M]``, estimates.
+        error: ``[M]``, their standard errors.
+        pattern: ``[M]``, proportional to the variances within a channel, as far as is known.
+        shape: of the M units; the first dimension is the channel, if there are several.
+    """
+    if len(shape) < 2:
+        return variance
+    units = (shape[0], -1)
+    variance_, error_, pattern_ = (x.double().reshape(units) for x in (variance, error, pattern))
+    level = variance_.mean(1, keepdim=True) / pattern_.mean(1, keepdim=True).clamp(min=1e-300)
+    expected = level * pattern_
+    usable = expected > 0
+    safe = torch.where(usable, expected, 1.0)
+    ratio, noise = torch.where(usable, variance_ / safe, 1.0), torch.where(usable, error_ / safe, 0.0)
+    spread = ratio.var(1, keepdim=True, unbiased=False)
+    kept = (1 - noise.square().mean(1, keepdim=True) / spread.clamp(min=1e-300)).clamp(0, 1)
+    result = torch.where(usable, expected * (1 + kept * (ratio - 1)), variance_)
+    return result.to(variance.dtype).reshape(variance.shape)

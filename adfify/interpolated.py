@@ -1,0 +1,287 @@
+"""Joint moments by gradients of the original network at noisy inputs: the default for few outputs.
+
+Note [What decides the cost]
+A pair of noisy inputs costs two passes and, for each output, two passes backwards. How far its estimate may be off
+grows with the network's curvature over the noise, which the pair itself shows: the ratio of E[|grad f|^2] to
+E[grad f' grad f'] at r = 1/2, which is 1 for a linear network. Pairs are added until the standard error of the std, by
+that ratio and by how the pairs differ, is below TOLERANCE, and passes without gradients until that of the mean is below
+MEAN_TOLERANCE: both have an end, since a large network is dear. A small one, of which hundreds of inputs pass at the
+price of one, gets hundreds. Each picture gets its own number, whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from adfify.gaussian import interpolation
+from adfify.joint import Question, joined
+from adfify.moments import Attribution, JointMoments
+from adfify.noisy import Draws, Original, Source, gradients
+
+TOLERANCE, MOST_PAIRS = 0.02, 3
+MEAN_TOLERANCE, SINGLES, MOST_SINGLES = 0.15, 4, 16
+SPREAD = 0.027
+"""Relative standard error of the std by one pair, over the root of the curvature's ratio less 1 (docs/accuracy.md)."""
+FREE, MOST_FREE = 2**18, 4096
+"""Activations that take about the time of one pass of a small network, and at most how many pairs that may give."""
+LEAST_CHUNK = 8
+"""Noisy inputs in one pass of a large network: more are slower on a CPU."""
+
+
+def moments(question: Question) -> JointMoments:
+    """Of all pictures, in chunks."""
+    original = Original(question.network)
+    if question.pictures > 1:  # how large the network is
+        original.at(question.rows(slice(0, 1)).inputs, Draws(0, range(1)), gradients=False)
+    chunk = question.request.chunk_size or max(LEAST_CHUNK, FREE // max(1, original.activations))
+    step = max(1, chunk // 2)
+    starts = range(0, question.pictures, step)
+    return joined([_Estimate(original, question.rows(slice(at, at + step)), chunk).run() for at in starts])
+
+
+def unbiased(question: Question) -> JointMoments:
+    """With ``samples`` noisy inputs, at correlations drawn at random: the expectation is exact, as Monte Carlo's is."""
+    original = Original(question.network)
+    step = max(1, (question.request.chunk_size or LEAST_CHUNK) // 2)
+    starts = range(0, question.pictures, step)
+    return joined([_Unbiased(original, question.rows(slice(at, at + step)), 2 * step).run() for at in starts])
+
+
+class _Estimate:
+    """One chunk. Shapes: N pictures, k outputs, P pairs, 2 of each pair, K noisy inputs, D elements of a source."""
+
+    def __init__(self, original: Original, question: Question, chunk: int) -> None:
+        self._original, self._question, self._chunk = original, question, chunk
+        self._request, self._count = question.request, question.pictures
+        self._every = torch.arange(self._count, device=question.first.device)
+        self._sources: dict[str, Source] = {}
+        # Sums over the pairs; [2, ...] is X with X', and X with itself.
+        self._products: dict[bool, Tensor] = {}  # by whether they are the model's: [2, N, k, k]
+        self._gradients: dict[str, Tensor] = {}  # by source: [N, k, D]
+        self._summands: dict[str, Tensor] = {}  # by source: [2, N, k, D]
+        self._each: list[Tensor] = []  # [2, N, k], variances of each pair, NaN where it was not run
+        self._values: list[tuple[Draws, Tensor, Tensor, Tensor]] = []  # draws, rows, values and linear [K, n, k]
+
+    def run(self) -> JointMoments:
+        first = self._singles(range(SINGLES), self._every)
+        asked = self._request.samples
+        pairs = self._free_pairs() if asked is None else max(1, asked // 2)
+        self._pairs(range(pairs), self._every, first)
+        while asked is None and len(self._each) < MOST_PAIRS:
+            rows = self._every[self.relative_error() > TOLERANCE]
+            if len(rows) == 0:
+                break
+            self._pairs(range(len(self._each), len(self._each) + 1), rows, first)
+        return self._finish(first)
+
+    def _free_pairs(self) -> int:
+        """How many pairs a small network gets: a power of two, as Sobol points want; 1 for a large one."""
+        free = FREE // max(1, self._original.activations)
+        return 1 if free < interpolation.MANY else min(MOST_FREE, 2 ** int(math.log2(free)))
+
+    def _singles(self, numbers: range, rows: Tensor) -> Tensor:
+        """``[K, n, M]``: outputs at independent noisy inputs."""
+        question = self._question.rows(rows)
+        values = []
+        for block in _blocks(numbers, max(1, self._chunk // len(rows))):
+            draws = Draws(self._request.seed, block)
+            outputs, _ = self._original.at(question.inputs, draws, gradients=False)
+            found, self._shape = question.output_of(outputs, draws.count * len(rows))
+            values.append(found.reshape(draws.count, len(rows), -1))
+        return torch.cat(values)
+
+    def _pairs(self, numbers: range, rows: Tensor, first: Tensor | None) -> None:
+        r, many = self._correlations(len(numbers))
+        for block in _blocks(numbers, max(1, self._chunk // (2 * len(rows)))):
+            position = slice(block.start - numbers.start, block.stop - numbers.start)
+            self._pair_block(Draws(self._request.seed, block, r[position], many), rows, first)
+
+    def _correlations(self, pairs: int) -> tuple[Tensor, bool]:
+        """r of each pair, and whether they are points of a Sobol sequence."""
+        return interpolation.correlations(pairs), pairs >= interpolation.MANY
+
+    def _pair_block(self, draws: Draws, rows: Tensor, first: Tensor | None) -> None:
+        question, n = self._question.rows(rows), len(rows)
+        with torch.enable_grad():
+            outputs, sources = self._original.at(question.inputs, draws, gradients=True)
+            values, self._shape = question.output_of(outputs, draws.count * n)
+            values = values.reshape(draws.count, n, -1)
+            if not self._each:
+                self._start((values.detach() if first is None else torch.cat((first, values.detach()))).mean(0))
+            chosen = values.gather(2, self._indices[rows].expand(draws.count, -1, -1))
+            found = gradients(list(chosen.flatten(0, 1).unbind(1)), sources, draws.count)
+        linear = torch.zeros_like(chosen)
+        each = chosen.new_zeros(2, len(draws.numbers), n, chosen.shape[2])
+        for source, gradient in zip(sources, found, strict=True):
+            a, b = gradient.reshape(-1, 2, *gradient.shape[1:]).unbind(1)  # [P, n, k, D]
+            both, self._sources[source.name] = torch.stack(interpolation.products(a, b)), source
+            self._products[source.is_mask].index_add_(1, rows, both.sum(1))
+            each += both.diagonal(dim1=-2, dim2=-1)
+            middle = 0.5 * (a + b)
+            linear += _along(middle.repeat_interleave(2, 0), self._noise(draws, source))
+            self._add(self._gradients, source.name, rows, middle.sum(0), 0)
+            if self._request.attribution:
+                parts = torch.stack(interpolation.summands(a, b)).sum(1)
+                self._add(self._summands, source.name, rows, parts, 1)
+        for variances in each.unbind(1):
+            self._each.append(variances.new_full((2, *self._indices.shape), torch.nan).index_copy_(1, rows, variances))
+        self._values.append((draws, rows, chosen.detach(), linear))
+
+    def _start(self, means: Tensor) -> None:
+        self._indices = self._request.indices(means)
+        self._centre = means.gather(1, self._indices)
+        shape = (2, *self._indices.shape, self._indices.shape[1])
+        self._products = {model: means.new_zeros(shape) for model in (False, True)}
+
+    def _add(self, table: dict[str, Tensor], name: str, rows: Tensor, value: Tensor, dim: int) -> None:
+        if name not in table:
+            table[name] = value.new_zeros(*value.shape[:dim], self._count, *value.shape[dim + 1 :])
+        table[name].index_add_(dim, rows, value)
+
+    def _noise(self, draws: Draws, source: Source) -> Tensor:
+        """``[K, D]``, standard normal."""
+        return draws.noise(source.name, source.drawn.shape[1:]).to(source.drawn).flatten(1)
+
+    def _ratio(self) -> Tensor:
+        """``[N]``: how much larger the gradients' products are of X with itself than with X'."""
+        cross, itself = (self._products[False] + self._products[True]).diagonal(dim1=-2, dim2=-1).sum(-1)
+        return torch.where(cross > 0, itself / cross.clamp(min=torch.finfo(cross.dtype).tiny), 1e6).clamp(1, 1e6)
+
+    def _weights(self) -> Tensor:
+        """``[2, N]``: of X with X', and of X with itself."""
+        itself = interpolation.weight_of_itself(self._ratio(), len(self._each))
+        return torch.stack((1 - itself, itself))
+
+    def relative_error(self) -> Tensor:
+        """``[N]``: standard error of the std, relative to it, over the outputs; see Note [What decides the cost]."""
+        variances = torch.einsum("pwnk,wn->pnk", torch.stack(self._each), self._weights())
+        ran = variances.isfinite().sum(0)
+        mean = variances.nanmean(0)
+        if len(variances) >= interpolation.MANY:  # neighbours differ little in r
+            spread = 0.5 * variances.diff(dim=0).square().mean(0)
+        else:
+            expected = 4 * SPREAD**2 * (self._ratio().unsqueeze(1) - 1) * mean.square()
+            seen = (variances - mean).square().nansum(0)  # (P - 1) times the sample variance
+            spread = (2 * expected + seen) / (ran + 1)
+        relative = spread / ran / (4 * mean.square())
+        return torch.where(mean > 0, relative, 0.0).mean(1).sqrt()
+
+    def _finish(self, first: Tensor | None) -> JointMoments:
+        ran = torch.stack(self._each)[:, 0].isfinite().sum(0)[:, :1]  # [N, 1]
+        weights = self._weights() / ran[:, 0]
+        parts = {model: torch.einsum("wnij,wn->nij", total, weights) for model, total in self._products.items()}
+        covariance = self._mended(parts[False] + parts[True])
+        variance = covariance.diagonal(dim1=-2, dim2=-1)
+        average = self._average(first, ran, variance)
+        return JointMoments(
+            mean=average.mean,
+            covariance=covariance,
+            indices=self._indices.contiguous(),
+            variance=variance,
+            method="adjoint",
+            samples=2 * ran[:, 0],
+            draws=average.weight[:, 0].to(ran.dtype),
+            mean_error=average.error,
+            std_error=self.relative_error().unsqueeze(1) * variance.sqrt(),
+            model_covariance=parts[True],
+            attribution=self._attribution(weights) if self._request.attribution else None,
+            shape=self._shape,
+        )
+
+    def _average(self, first: Tensor | None, ran: Tensor, variance: Tensor) -> _Average:
+        """Of what the mean gradient leaves of the outputs: a control variate, whose own mean is 0."""
+        average = _Average(self._centre)
+        for draws, rows, values, linear in self._values:
+            rest = values - (self._linear(draws, rows) - linear) / (ran[rows] - 1).clamp(min=1)
+            # A single pair has no other, whose gradient is independent of its noise.
+            average.add(rows, rest, (ran[rows] > 1).to(rest))
+        if first is None:
+            return average
+        values, numbers, rows = first, range(SINGLES), self._every
+        while True:
+            chosen = values.gather(2, self._indices[rows].expand(len(values), -1, -1))
+            rest = chosen - self._linear(Draws(self._request.seed, numbers), rows) / ran[rows]
+            average.add(rows, rest, torch.ones_like(rest[0, :, :1]))
+            unsure = self._every[average.relative_error(variance) > MEAN_TOLERANCE]
+            if self._request.samples is not None or len(unsure) == 0 or numbers.stop >= MOST_SINGLES:
+                return average
+            rows, numbers = unsure, range(numbers.stop, numbers.stop + SINGLES)
+            values = self._singles(numbers, rows)
+
+    def _mended(self, covariance: Tensor) -> Tensor:
+        """The nearest covariance: of few pairs, an estimate may have a negative eigenvalue near 0."""
+        values, vectors = torch.linalg.eigh(covariance.double())
+        nearest = (vectors * values.clamp(min=0).unsqueeze(-2)) @ vectors.mT
+        return torch.where((values[..., :1] < 0).unsqueeze(-1), nearest.to(covariance.dtype), covariance)
+
+    def _linear(self, draws: Draws, rows: Tensor) -> Tensor:
+        """``[K, n, k]``: the gradients, summed over the pairs, times the noise."""
+        parts = [_along(self._gradients[s.name][rows], self._noise(draws, s)) for s in self._sources.values()]
+        return sum(parts[1:], parts[0])
+
+    def _attribution(self, weights: Tensor) -> Attribution:
+        shares: dict[bool, dict[str, Tensor]] = {False: {}, True: {}}
+        for name, source in self._sources.items():
+            share = torch.einsum("wnkd,wn->nkd", self._summands[name], weights)
+            shares[source.is_mask][name] = share.reshape(*share.shape[:2], *source.drawn.shape[1:])
+        return Attribution(inputs=shares[False], masks=shares[True], layers={})
+
+
+class _Unbiased(_Estimate):
+    """With pairs alone, nothing that depends on what was seen, and no eigenvalue mended."""
+
+    def run(self) -> JointMoments:
+        self._pairs(range((self._request.samples or 0) // 2), self._every, None)
+        return self._finish(None)
+
+    def _correlations(self, pairs: int) -> tuple[Tensor, bool]:
+        offsets = torch.rand(pairs, generator=torch.Generator().manual_seed(self._request.seed), dtype=torch.float64)
+        return (torch.arange(pairs) + offsets) / pairs, False
+
+    def _weights(self) -> Tensor:
+        return torch.tensor([[1.0], [0.0]], device=self._every.device).expand(2, self._count).to(self._centre)
+
+    def _mended(self, covariance: Tensor) -> Tensor:
+        return covariance
+
+
+class _Average:
+    """A weighted mean of values that come in blocks, with its standard error; float64, about a centre."""
+
+    def __init__(self, centre: Tensor) -> None:
+        self._centre = centre
+        self._sum, self._squares = (torch.zeros_like(centre, dtype=torch.float64) for _ in range(2))
+        self.weight = torch.zeros_like(self._sum[:, :1])
+
+    def add(self, rows: Tensor, values: Tensor, weight: Tensor) -> None:
+        """``[K, n, k]`` for some rows, each row with a weight, ``[n, 1]``."""
+        from_centre = (values - self._centre[rows]).double()
+        self._sum.index_add_(0, rows, weight * from_centre.sum(0))
+        self._squares.index_add_(0, rows, weight * from_centre.square().sum(0))
+        self.weight.index_add_(0, rows, weight.double() * len(values))
+
+    @property
+    def mean(self) -> Tensor:
+        return (self._centre + self._sum / self.weight).to(self._centre.dtype)
+
+    @property
+    def error(self) -> Tensor:
+        spread = (self._squares / self.weight - (self._sum / self.weight).square()).clamp(min=0)
+        return (spread / (self.weight - 1)).sqrt().to(self._centre.dtype)
+
+    def relative_error(self, variance: Tensor) -> Tensor:
+        """``[N]``: standard error in units of the std, over the outputs."""
+        return torch.where(variance > 0, self.error.square() / variance, 0.0).mean(1).sqrt()
+
+
+def _along(gradient: Tensor, noise: Tensor) -> Tensor:
+    """``[K, n, k]``: gradients ``[n, k, D]``, or one for each draw, ``[K, n, k, D]``, times noise ``[K, D]``."""
+    equation = "nkd,cd->cnk" if gradient.dim() == 3 else "cnkd,cd->cnk"
+    return torch.einsum(equation, gradient, noise)
+
+
+def _blocks(numbers: range, size: int) -> list[range]:
+    return [range(at, min(at + size, numbers.stop)) for at in range(numbers.start, numbers.stop, size)]

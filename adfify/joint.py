@@ -1,0 +1,172 @@
+"""Correlation-aware moments: what `ADFNetwork.joint` does, whichever way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from adfify.errors import InputError
+from adfify.moments import JointMoments, Moments, as_moments
+
+if TYPE_CHECKING:
+    from adfify.network import ADFNetwork
+
+METHODS = ("auto", "adjoint", "sketch")
+MANY_OUTPUTS = 32
+"""From so many on, "auto" is the sketch: the adjoint's price is a pass backwards for every output."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: the arguments of :meth:`ADFNetwork.joint`."""
+
+    outputs: int | Sequence[int] | str = 5
+    method: str = "auto"
+    samples: int | None = None
+    seed: int = 0
+    attribution: bool = False
+    output: str | int | None = None
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"method={self.method!r} is unknown; it is one of {', '.join(map(repr, METHODS))}.")
+        if self.samples is not None and not (isinstance(self.samples, int) and self.samples >= 0):
+            raise InputError(f"samples={self.samples!r}; it is a whole number, 0 or more, or None: chosen for you.")
+        if self.chunk_size is not None and not (isinstance(self.chunk_size, int) and self.chunk_size > 0):
+            raise InputError(f"chunk_size={self.chunk_size!r}; it is how many noisy inputs may be in one pass.")
+
+    def indices(self, means: Tensor) -> Tensor:
+        """Which outputs, ``[N, k]``, of those with ``means`` ``[N, M]``."""
+        pictures, there = means.shape
+        if self.outputs == "all":
+            return torch.arange(there, device=means.device).expand(pictures, -1)
+        if isinstance(self.outputs, int) and not isinstance(self.outputs, bool) and self.outputs > 0:
+            return means.topk(min(self.outputs, there)).indices
+        listed = self.outputs if isinstance(self.outputs, Sequence) and not isinstance(self.outputs, str) else ()
+        if not listed or not all(isinstance(index, int) and 0 <= index < there for index in listed):
+            raise InputError(
+                f"outputs={self.outputs!r}; it is how many of the {there} outputs (those of the largest means), a list "
+                f"of indices from 0 to {there - 1}, or 'all'."
+            )
+        return torch.tensor(list(listed), device=means.device).expand(pictures, -1)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A network with its inputs, Moments where they are uncertain, and what is asked of them."""
+
+    network: ADFNetwork
+    inputs: tuple[Any, ...]
+    request: Request
+
+    @property
+    def pictures(self) -> int:
+        """How many inputs there are, ``N``."""
+        return len(self.first.mean)
+
+    @property
+    def first(self) -> Moments:
+        """The first uncertain input."""
+        return next(x for x in self.inputs if isinstance(x, Moments))
+
+    def rows(self, rows: slice | Tensor) -> Question:
+        """The same of some of the pictures."""
+        count = self.pictures
+
+        def some(x: Any) -> Any:
+            if isinstance(x, Moments):
+                return Moments(x.mean[rows], x.variance[rows])
+            return x[rows] if isinstance(x, Tensor) and x.dim() > 0 and len(x) == count else x
+
+        return Question(self.network, tuple(map(some, self.inputs)), self.request)
+
+    def output_of(self, outputs: Any, rows: int) -> tuple[Tensor, tuple[int, ...]]:
+        """The output that is asked for, ``[rows, M]``, and its shape without the batch."""
+        return selected(outputs, self.request.output, rows)
+
+
+def joint(network: ADFNetwork, inputs: Sequence[Any], request: Request) -> JointMoments:
+    """See :meth:`ADFNetwork.joint`."""
+    from adfify import adjoint, interpolated, sketch
+
+    question = Question(network, _as_given(network, inputs), request)
+    method: Callable[[Question], JointMoments]
+    if request.method == "sketch" or (request.method == "auto" and _many(question)):
+        method = sketch.moments
+    elif request.samples == 0:
+        method = adjoint.moments
+    else:
+        method = interpolated.moments
+    if request.attribution and method is sketch.moments:
+        raise InputError("attribution=True is for method='adjoint': a sketch has no gradients to attribute by.")
+    return method(question)
+
+
+def _many(question: Question) -> bool:
+    asked = question.request.outputs
+    if isinstance(asked, int):
+        return asked >= MANY_OUTPUTS
+    if asked != "all":
+        return len(asked) >= MANY_OUTPUTS
+    from adfify.noisy import Draws, Original
+
+    one = question.rows(slice(0, 1))
+    outputs, _ = Original(question.network).at(one.inputs, Draws(0, range(1)), gradients=False)
+    return question.output_of(outputs, 1)[0].shape[1] >= MANY_OUTPUTS
+
+
+def _as_given(network: ADFNetwork, inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Every input as the graph takes it: Moments where it is uncertain."""
+    placeholders = [node for node in network.graph.nodes if node.op == "placeholder"]
+    if len(inputs) > len(placeholders):
+        raise InputError(f"joint() got {len(inputs)} inputs, and the network takes {len(placeholders)}.")
+    given = []
+    for node, value in zip(placeholders, inputs, strict=False):
+        uncertain = any(user.target is as_moments for user in node.users)
+        given.append(as_moments(value, network.noise_variance, str(node.target)) if uncertain else value)
+    lengths = {len(x.mean) if x.mean.dim() else 0 for x in given if isinstance(x, Moments)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise InputError(
+            f"joint() takes a batch, [N, ...], in every uncertain input, the same N; there is {sorted(lengths)}."
+            if lengths
+            else "joint() got no uncertain input."
+        )
+    return tuple(given)
+
+
+def selected(outputs: Any, which: str | int | None, rows: int) -> tuple[Tensor, tuple[int, ...]]:
+    """One output of a structure, ``[rows, M]``, and its shape without the batch.
+
+    Raises:
+        InputError: there are several, or none that is a batch of floating-point values.
+    """
+    named = {
+        pytree.keystr(path).strip("[]'\".<>"): leaf
+        for path, leaf in pytree.tree_flatten_with_path(outputs)[0]
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0 and len(leaf) == rows
+    }
+    if which is None and len(named) == 1:
+        (leaf,) = named.values()
+    elif str(which) in named:
+        leaf = named[str(which)]
+    else:
+        there = ", ".join(map(repr, named)) or "none that is a batch of floating-point values"
+        asked = "which of them is not said" if which is None else f"output={which!r} is not among them"
+        raise InputError(f"the network's outputs are {there}, and {asked}: give output=, one of their names.")
+    return leaf.reshape(rows, -1), tuple(leaf.shape[1:])
+
+
+def joined(parts: Sequence[JointMoments]) -> JointMoments:
+    """The moments of several chunks of pictures as those of one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    leaves, specs = zip(*(pytree.tree_flatten(part) for part in parts), strict=True)
+    cat = [torch.cat(same) if isinstance(same[0], Tensor) else same[0] for same in zip(*leaves, strict=True)]
+    whole: JointMoments = pytree.tree_unflatten(cat, specs[0])
+    return whole

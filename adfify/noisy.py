@@ -1,0 +1,206 @@
+"""The original of an ADF network at noisy inputs: its values, and their gradients with respect to the noise."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from adfify import original
+from adfify.errors import InputError
+from adfify.gaussian import interpolation
+from adfify.moments import Moments
+from adfify.network import ADFNetwork
+from adfify.nn import dropout
+from adfify.nn.module import counterpart
+
+# Note [The same noise for every picture]
+# The noise of a draw depends on the seed, the draw's number and the input's name, and on nothing else: so the answer
+# for a picture is the same alone, in any batch, and in chunks of any size.
+
+_QUASI_RANDOM_DIMENSIONS = 2048
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which noise is drawn.
+
+    Attributes:
+        seed: of all.
+        numbers: of the draws, or of the pairs.
+        correlations: of each pair, ``[P]``; None for single, independent draws.
+        quasi_random: whether the pairs are points of a scrambled Sobol sequence, of which there must be all.
+    """
+
+    seed: int
+    numbers: range
+    correlations: Tensor | None = None
+    quasi_random: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many noisy inputs there are for each picture."""
+        return len(self.numbers) * (1 if self.correlations is None else 2)
+
+    def noise(self, name: str, shape: Sequence[int]) -> Tensor:
+        """``[count, *shape]``: standard normal, float32, on the CPU; the two of a pair one after the other."""
+        key = (self.seed << 32) + zlib.crc32(name.encode())
+        members = 1 if self.correlations is None else 2
+        size = members * torch.Size(shape).numel()
+        if self.quasi_random and size <= _QUASI_RANDOM_DIMENSIONS:
+            sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=key % 2**62)  # type: ignore[no-untyped-call]
+            sobol.fast_forward(self.numbers.start)  # type: ignore[no-untyped-call]
+            points = sobol.draw(len(self.numbers), dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+            basis = torch.special.ndtri(points).float().reshape(len(self.numbers), members, *shape)
+        else:
+            generator = torch.Generator()
+            drawn = [
+                torch.randn((members, *shape), generator=generator.manual_seed(self._key(key, n))) for n in self.numbers
+            ]
+            basis = torch.stack(drawn)
+        if self.correlations is None:
+            singles: Tensor = basis.flatten(0, 1)
+            return singles
+        return interpolation.correlated(basis, self.correlations).flatten(0, 1)
+
+    def _key(self, key: int, number: int) -> int:
+        kind = 0 if self.correlations is None else 1
+        return zlib.crc32(f"{key} {kind} {number}".encode()) + (key << 20) % 2**62
+
+
+@dataclass(frozen=True)
+class Source:
+    """One independent cause of uncertainty: a network's input, or the masks of a dropout.
+
+    Attributes:
+        name: of its node in the graph.
+        is_mask: whether it belongs to the model.
+        std: standard deviations, broadcastable to ``drawn`` without its first dimension's draws: ``[N, ...]``.
+        drawn: ``[K * N, ...]``, the noisy values: leaves of the autograd graph.
+    """
+
+    name: str
+    is_mask: bool
+    std: Tensor
+    drawn: Tensor
+
+
+class Original(fx.Interpreter):
+    """Runs the original operations of an ADF network on its tensors."""
+
+    def __init__(self, network: ADFNetwork) -> None:
+        super().__init__(network)
+        self.network = network
+        self._elements = 0
+        self._plain: dict[str, nn.Module] = {}
+        self._sources: list[Source] = []
+        self._draws, self._pictures, self._needs_gradients = Draws(0, range(1)), 0, False
+        _refuse_training_statistics(network)
+
+    def at(self, inputs: Sequence[Any], draws: Draws, gradients: bool) -> tuple[Any, list[Source]]:
+        """Outputs ``[K * N, ...]`` in the model's structure, and the sources of their noise.
+
+        Args:
+            inputs: of the network; Moments are the uncertain ones.
+            draws: the noise of the inputs.
+            gradients: whether the outputs are differentiable with respect to the sources.
+        """
+        self._draws, self._needs_gradients, self._sources, self._elements = draws, gradients, [], 0
+        self._pictures = next(len(x.mean) for x in inputs if isinstance(x, Moments))
+        names = [str(node.target) for node in self.network.graph.nodes if node.op == "placeholder"]
+        with torch.set_grad_enabled(gradients):
+            noisy = [self._noisy(name, x) for name, x in zip(names, inputs, strict=False)]
+            with dropout.masks_by(self._mask):
+                outputs = self.run(*noisy)
+        return outputs, self._sources
+
+    @property
+    def activations(self) -> int:
+        """Elements of all results for one input, in the last run."""
+        return self._elements // max(1, self._pictures * self._draws.count)
+
+    def _noisy(self, name: str, x: Any) -> Any:
+        if not isinstance(x, Moments):
+            batched = isinstance(x, Tensor) and x.dim() > 0 and len(x) == self._pictures
+            return x.repeat(self._draws.count, *[1] * (x.dim() - 1)) if batched else x
+        noise = self._draws.noise(name, x.shape[1:]).to(x.mean).unsqueeze(1)
+        std = x.variance.sqrt()
+        drawn = torch.addcmul(x.mean, std, noise).flatten(0, 1)
+        return self._leaf(name, False, std, _in_format_of(x.mean, drawn))
+
+    def _mask(self, x: Tensor, variance: float, shape: tuple[int, ...]) -> Tensor:
+        name = f"mask {len(self._sources)}"
+        noise = self._draws.noise(name, shape[1:]).to(x).repeat_interleave(self._pictures, 0)
+        std = torch.full((1,) * len(shape), variance**0.5, dtype=x.dtype, device=x.device)
+        return self._leaf(name, True, std, 1 + std * noise)
+
+    def _leaf(self, name: str, is_mask: bool, std: Tensor, drawn: Tensor) -> Tensor:
+        drawn = drawn.detach().requires_grad_(self._needs_gradients)
+        self._sources.append(Source(name, is_mask, std, drawn))
+        return drawn
+
+    def run_node(self, node: fx.Node) -> Any:
+        origin: original.Origin | None = node.meta.get("origin")
+        if origin is None or node.op in ("placeholder", "get_attr", "output"):
+            result = super().run_node(node)
+        else:
+            args, kwargs = self.fetch_args_kwargs_from_env(node)
+            result = self._run_original(node, origin, args, kwargs)
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._elements += leaf.numel()
+        return result
+
+    def _run_original(self, node: fx.Node, origin: original.Origin, args: Any, kwargs: Any) -> Any:
+        if origin.mask is not None:
+            certain = Moments(args[0], torch.zeros_like(args[0]))
+            rule = self._masking(str(node.target), origin.mask) if node.op == "call_module" else origin.mask
+            return rule(certain, *args[1:], **kwargs).mean
+        if origin.family == "dropout":
+            return args[0]
+        if node.op == "call_module" or origin.operation is None:
+            return self._original_module(str(node.target))(*args, **kwargs)
+        return origin.operation(*args, **kwargs)
+
+    def _original_module(self, path: str) -> nn.Module:
+        if path not in self._plain:
+            self._plain[path] = original.of_module(self.network.get_submodule(path))
+        return self._plain[path]
+
+    def _masking(self, path: str, mask: Any) -> nn.Module:
+        return counterpart(self._original_module(path), mask)
+
+
+def gradients(outputs: Sequence[Tensor], sources: Sequence[Source], draws: int) -> list[Tensor]:
+    """For each source ``[K, N, k, D]``: gradients of k outputs ``[K * N]`` each, times the source's std."""
+    by_source: list[list[Tensor]] = [[] for _ in sources]
+    for position, output in enumerate(outputs):
+        leaves = [source.drawn for source in sources]
+        found: Sequence[Tensor | None] = (None,) * len(leaves)
+        if output.requires_grad:
+            keep = position < len(outputs) - 1
+            found = torch.autograd.grad(output.sum(), leaves, retain_graph=keep, allow_unused=True)
+        for source, gradient, rows in zip(sources, found, by_source, strict=True):
+            value = torch.zeros_like(source.drawn) if gradient is None else gradient
+            rows.append((value.reshape(draws, -1, *value.shape[1:]) * source.std).flatten(2))
+    return [torch.stack(rows, 2) for rows in by_source]
+
+
+def _in_format_of(like: Tensor, x: Tensor) -> Tensor:
+    """Keeps channels_last, in which convolutions may be several times faster."""
+    channels_last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last) if channels_last and not like.is_contiguous() else x
+
+
+def _refuse_training_statistics(network: nn.Module) -> None:
+    for path, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            raise InputError(
+                f"'{path}' ({type(module).__name__}) takes its statistics from the batch, which would mix its inputs: "
+                "call .eval() on the network first, and give the layer running statistics."
+            )

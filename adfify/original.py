@@ -1,0 +1,138 @@
+"""The original operations of a network, kept beside the rules that stand for them.
+
+Note [The original beside the rule]
+Joint moments run the *original* network at noisy inputs, on the weights of the converted one: those may have been
+loaded, moved or shared since. So every node of the ADF graph keeps the operation that it was made from, as something
+that can be pickled, and every ADF module the class that it is the counterpart of. What writes in place writes into a
+copy: a value may have been read before, by autograd too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from adfify import inplace
+
+Operation = Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A method as a function."""
+
+    name: str
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return getattr(x, self.name)(*args, **kwargs)
+
+
+@dataclass(frozen=True, eq=False)
+class Attribute:
+    """An attribute as a function: ``x.T``."""
+
+    name: str
+
+    def __call__(self, x: Tensor) -> Any:
+        return getattr(x, self.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Overload:
+    """An aten overload by its name, which can be pickled."""
+
+    name: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return operator.attrgetter(self.name)(torch.ops)(*args, **kwargs)
+
+
+@dataclass(frozen=True, eq=False)
+class OnCopy:
+    """An operation that writes into its first argument, given a copy of it; the copy is the result."""
+
+    operation: Operation
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        copy = x.clone()
+        result = self.operation(copy, *args, **kwargs)
+        return copy if result is None else result
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a node of the ADF graph stands for.
+
+    Attributes:
+        operation: the original operation, with the arguments of the node; None for a module, which knows it itself.
+        family: of the rule, or None where there is none.
+        mask: of a dropout whose masks are random, the function or ADF module class that draws them.
+    """
+
+    operation: Operation | None
+    family: str | None = None
+    mask: Operation | None = None
+
+
+def identity(x: Any, *args: Any) -> Any:
+    """What the original does where only Moments are made or their variance is bounded: nothing."""
+    return x
+
+
+def of_node(node: fx.Node, root: nn.Module) -> Operation:
+    """The operation of a function's or method's node of a traced graph; it takes the arguments of that node's rule."""
+    operation = _named(node)
+    if inplace.written_by(node, root) is None:
+        return operation
+    return _without_inplace(node, operation) or OnCopy(operation)
+
+
+def _named(node: fx.Node) -> Operation:
+    if node.op == "call_method":
+        return Method(str(node.target))
+    if node.target is getattr:
+        return Attribute(str(node.args[1]))
+    if isinstance(node.target, torch._ops.OpOverload):
+        return Overload(str(node.target))
+    assert callable(node.target)
+    return inplace.KEPT.get(node.target, node.target)
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """An operation called with ``inplace=True``, told not to."""
+
+    operation: Operation
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.operation(*args, **{**kwargs, "inplace": False})
+
+
+def _without_inplace(node: fx.Node, operation: Operation) -> Operation | None:
+    """The operation out of place, where an ``inplace=True`` among the keywords is all that makes it write."""
+    return Elsewhere(operation) if node.kwargs.get("inplace") is True else None
+
+
+def of_module(module: nn.Module) -> nn.Module:
+    """The original module on the tensors of an ADF one, children included; any other module is itself, out of place."""
+    return _plain(module, {})
+
+
+def _plain(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    if id(module) in made:
+        return made[id(module)]
+    kind: type[nn.Module] = module.__dict__.get("replaces") or type(module)
+    plain = made[id(module)] = kind.__new__(kind)
+    plain.__dict__.update(module.__dict__)
+    plain.__dict__.pop("replaces", None)
+    if plain.__dict__.get("inplace") is True:
+        plain.__dict__["inplace"] = False
+    plain.__dict__["_modules"] = {
+        name: None if child is None else _plain(child, made) for name, child in module._modules.items()
+    }
+    return plain

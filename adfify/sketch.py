@@ -1,0 +1,82 @@
+"""Joint moments by noisy passes alone, for many outputs at once: every pixel of a segmenter.
+
+Note [A moderated variance]
+The variance of K draws is off by sqrt(2 / K) of itself. How the variances differ *between* units is known beside it:
+the one pass has their pattern within a channel, not their level. So each unit's variance is drawn towards its channel's
+level times that pattern, by as much as its own standard error says against the spread that there really is (empirical
+Bayes: Efron & Morris, JASA 70, 1975; of variances: Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from adfify.gaussian.moderation import moderated
+from adfify.joint import Question, joined
+from adfify.moments import JointMoments, Moments, is_moments
+from adfify.noisy import Draws, Original
+from adfify.streaming import Powers
+
+SAMPLES = 32
+LARGEST_COVARIANCE = 1024
+"""Outputs of which the covariance is given."""
+
+
+def moments(question: Question) -> JointMoments:
+    """Of all pictures, one after the other."""
+    original = Original(question.network)
+    return joined([_of_one(original, question.rows(slice(at, at + 1))) for at in range(question.pictures)])
+
+
+def _of_one(original: Original, question: Question) -> JointMoments:
+    request = question.request
+    samples = max(2, request.samples or SAMPLES)
+    chunk = request.chunk_size or 8
+    powers: Powers | None = None
+    kept: list[Tensor] = []
+    shape: tuple[int, ...] = ()
+    for at in range(0, samples, chunk):
+        draws = Draws(request.seed, range(at, min(at + chunk, samples)))
+        outputs, _ = original.at(question.inputs, draws, gradients=False)
+        values, shape = question.output_of(outputs, draws.count)
+        powers = powers or Powers(values.mean(0))
+        powers.add(values)
+        kept.append(values)
+    assert powers is not None
+    mean, variance, mean_error, std_error = powers.moments()
+    indices = request.indices(mean.unsqueeze(0))[0]
+    variance = moderated(variance, 2 * variance.sqrt() * std_error, _pattern(question, shape), shape)
+    covariance = None
+    if len(indices) <= LARGEST_COVARIANCE:
+        chosen = torch.cat([values[:, indices] for values in kept])
+        covariance = _scaled(torch.cov(chosen.double().T).reshape(len(indices), -1).to(mean), variance[indices])
+    one = torch.tensor([samples], device=mean.device)
+    return JointMoments(
+        mean=mean[indices].unsqueeze(0),
+        covariance=None if covariance is None else covariance.unsqueeze(0),
+        indices=indices.unsqueeze(0).contiguous(),
+        variance=variance[indices].unsqueeze(0),
+        method="sketch",
+        samples=one,
+        draws=one,
+        mean_error=mean_error[indices].unsqueeze(0),
+        std_error=std_error[indices].unsqueeze(0),
+        shape=shape,
+    )
+
+
+def _pattern(question: Question, shape: tuple[int, ...]) -> Tensor:
+    """The one pass' variance of the output, ``[M]``."""
+    with torch.no_grad():
+        outputs = question.network(*question.inputs)
+    variances = pytree.tree_map_only(Moments, lambda x: x.variance, outputs, is_leaf=is_moments)
+    return question.output_of(variances, 1)[0][0]
+
+
+def _scaled(covariance: Tensor, variance: Tensor) -> Tensor:
+    """The same correlations, with these variances."""
+    own = covariance.diagonal()
+    scale = torch.where(own > 0, variance / torch.where(own > 0, own, 1.0), 0.0).sqrt()
+    return covariance * scale.unsqueeze(0) * scale.unsqueeze(1)
