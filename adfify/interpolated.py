@@ -5,8 +5,9 @@ A pair of noisy inputs costs two passes and, for each output, two passes backwar
 grows with the network's curvature over the noise, which the pair itself shows: the ratio of E[|grad f|^2] to
 E[grad f' grad f'] at r = 1/2, which is 1 for a linear network. Pairs are added until the standard error of the std, by
 that ratio and by how the pairs differ, is below TOLERANCE, and passes without gradients until that of the mean is below
-MEAN_TOLERANCE: both have an end, since a large network is dear. A small one, of which hundreds of inputs pass at the
-price of one, gets hundreds. Each picture gets its own number, whatever else is in the batch.
+MEAN_TOLERANCE: both have an end, since a large network is dear. A small one, of which hundreds of inputs pass in the
+time of a few, gets 16 pairs, and thousands if those do not do. Each picture gets its own number, whatever else is in
+the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from adfify.gaussian import interpolation
-from adfify.joint import Question, joined
+from adfify.joint import Question, joined, replaced
 from adfify.moments import Attribution, JointMoments
 from adfify.noisy import Draws, Original, Source, gradients
 
@@ -53,8 +54,8 @@ def unbiased(question: Question) -> JointMoments:
 class _Estimate:
     """One chunk. Shapes: N pictures, k outputs, P pairs, 2 of each pair, K noisy inputs, D elements of a source."""
 
-    def __init__(self, original: Original, question: Question, chunk: int) -> None:
-        self._original, self._question, self._chunk = original, question, chunk
+    def __init__(self, original: Original, question: Question, chunk: int, pairs: int | None = None) -> None:
+        self._original, self._question, self._chunk, self._enough = original, question, chunk, pairs
         self._request, self._count = question.request, question.pictures
         self._every = torch.arange(self._count, device=question.first.device)
         self._sources: dict[str, Source] = {}
@@ -67,20 +68,34 @@ class _Estimate:
 
     def run(self) -> JointMoments:
         first = self._singles(range(SINGLES), self._every)
-        asked = self._request.samples
-        pairs = self._free_pairs() if asked is None else max(1, asked // 2)
+        asked, free = self._request.samples, FREE // max(1, self._original.activations)
+        if self._enough is not None:
+            pairs = self._enough
+        elif asked is not None:
+            pairs = max(1, asked // 2)
+        else:
+            pairs = interpolation.MANY if free >= interpolation.MANY else 1
         self._pairs(range(pairs), self._every, first)
-        while asked is None and len(self._each) < MOST_PAIRS:
-            rows = self._every[self.relative_error() > TOLERANCE]
-            if len(rows) == 0:
-                break
-            self._pairs(range(len(self._each), len(self._each) + 1), rows, first)
+        if asked is None and self._enough is None:
+            if pairs > 1:
+                return self._with_more(2 ** int(math.log2(min(4 * free, MOST_FREE))), first)
+            self._add_pairs(first)
         return self._finish(first)
 
-    def _free_pairs(self) -> int:
-        """How many pairs a small network gets: a power of two, as Sobol points want; 1 for a large one."""
-        free = FREE // max(1, self._original.activations)
-        return 1 if free < interpolation.MANY else min(MOST_FREE, 2 ** int(math.log2(free)))
+    def _unsure(self) -> Tensor:
+        return self._every[self.relative_error() > TOLERANCE]
+
+    def _add_pairs(self, first: Tensor) -> None:
+        while len(self._each) < MOST_PAIRS and len(rows := self._unsure()) > 0:
+            self._pairs(range(len(self._each), len(self._each) + 1), rows, first)
+
+    def _with_more(self, pairs: int, first: Tensor) -> JointMoments:
+        """The result, with ``pairs`` of them, a power of two as Sobol points want, where those so far do not do."""
+        found, rows = self._finish(first), self._unsure()
+        if len(rows) == 0 or pairs <= len(self._each):
+            return found
+        again = _Estimate(self._original, self._question.rows(rows), self._chunk, pairs).run()
+        return replaced(found, rows, again)
 
     def _singles(self, numbers: range, rows: Tensor) -> Tensor:
         """``[K, n, M]``: outputs at independent noisy inputs."""

@@ -170,3 +170,14 @@ def joined(parts: Sequence[JointMoments]) -> JointMoments:
     cat = [torch.cat(same) if isinstance(same[0], Tensor) else same[0] for same in zip(*leaves, strict=True)]
     whole: JointMoments = pytree.tree_unflatten(cat, specs[0])
     return whole
+
+
+def replaced(moments: JointMoments, rows: Tensor, others: JointMoments) -> JointMoments:
+    """Those of some pictures taken from ``others``."""
+    leaves, spec = pytree.tree_flatten(moments)
+    put = [
+        leaf.index_copy(0, rows, other) if isinstance(leaf, Tensor) else leaf
+        for leaf, other in zip(leaves, pytree.tree_leaves(others), strict=True)
+    ]
+    whole: JointMoments = pytree.tree_unflatten(put, spec)
+    return whole
