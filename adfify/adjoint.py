@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from adfify.joint import Question, joined
@@ -87,6 +88,7 @@ class _MeanPath(fx.Interpreter):
 
     def __init__(self, network: ADFNetwork, seed: int) -> None:
         super().__init__(network)
+        self.extra_traceback = False
         self._generator = torch.Generator().manual_seed(seed)
         self.inputs: dict[str, tuple[Tensor, Tensor]] = {}
         self.residuals: dict[str, tuple[Tensor, Tensor]] = {}
@@ -135,7 +137,8 @@ class _MeanPath(fx.Interpreter):
                 torch.randint(0, 2, v.shape, generator=self._generator).to(v).mul_(2).sub_(1) * v.sqrt()
                 for v in variances
             ]
-            _, along = torch.autograd.functional.jvp(means, tuple(inputs), tuple(signs))  # type: ignore[no-untyped-call]
+            with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative, which this is made of
+                _, along = torch.autograd.functional.jvp(means, tuple(inputs), tuple(signs))  # type: ignore[no-untyped-call]
             found = [part.square() / probes for part in along]
             squares = found if not squares else [a + b for a, b in zip(squares, found, strict=True)]
         return squares

@@ -255,7 +255,8 @@ def _origin(step: Step, root: nn.Module, operation: Operation | None) -> dict[st
     if step.rule is None:
         return {"origin": Origin(operation)}
     mask = mask_rule(target_of(step.node, root), step.rule)
-    return {"origin": Origin(operation, step.rule.family, mask.apply if mask is not None else None)}
+    draws = mask.apply if mask is not None else None
+    return {"origin": Origin(operation, step.rule.family, draws, step.rule.continuous)}
 
 
 def _asks_for_min_variance(rule: Rule) -> bool:

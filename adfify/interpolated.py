@@ -12,8 +12,6 @@ the batch.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -26,8 +24,8 @@ TOLERANCE, MOST_PAIRS = 0.02, 3
 MEAN_TOLERANCE, SINGLES, MOST_SINGLES = 0.15, 4, 16
 SPREAD = 0.027
 """Relative standard error of the std by one pair, over the root of the curvature's ratio less 1 (docs/accuracy.md)."""
-FREE, MOST_FREE = 2**18, 4096
-"""Activations that take about the time of one pass of a small network, and at most how many pairs that may give."""
+EASY_TOLERANCE, FREE, MORE, MOST_FREE = 0.005, 2**18, 16, 2**14
+"""For small networks: their tolerance, the activations of a pass that takes little, and how many pairs there may be."""
 LEAST_CHUNK = 8
 """Noisy inputs in one pass of a large network: more are slower on a CPU."""
 
@@ -78,24 +76,29 @@ class _Estimate:
         self._pairs(range(pairs), self._every, first)
         if asked is None and self._enough is None:
             if pairs > 1:
-                return self._with_more(2 ** int(math.log2(min(4 * free, MOST_FREE))), first)
+                return self._with_more(min(MORE * free, MOST_FREE), first)
             self._add_pairs(first)
         return self._finish(first)
 
     def _unsure(self) -> Tensor:
-        return self._every[self.relative_error() > TOLERANCE]
+        error = self.relative_error().square().mean(1).sqrt()
+        return self._every[error > (EASY_TOLERANCE if len(self._each) >= interpolation.MANY else TOLERANCE)]
 
     def _add_pairs(self, first: Tensor) -> None:
         while len(self._each) < MOST_PAIRS and len(rows := self._unsure()) > 0:
             self._pairs(range(len(self._each), len(self._each) + 1), rows, first)
 
-    def _with_more(self, pairs: int, first: Tensor) -> JointMoments:
-        """The result, with ``pairs`` of them, a power of two as Sobol points want, where those so far do not do."""
-        found, rows = self._finish(first), self._unsure()
-        if len(rows) == 0 or pairs <= len(self._each):
-            return found
-        again = _Estimate(self._original, self._question.rows(rows), self._chunk, pairs).run()
-        return replaced(found, rows, again)
+    def _with_more(self, most: int, first: Tensor) -> JointMoments:
+        """The result, with more pairs, a power of two of them as Sobol points want, where those so far do not do."""
+        found, error = self._finish(first), self.relative_error().square().mean(1).sqrt()
+        needed = len(self._each) * (error / EASY_TOLERANCE).square().clamp(max=MOST_FREE)
+        doublings = needed.clamp(min=1, max=most).log2().ceil()
+        for power in sorted(set(doublings.tolist())):
+            rows = self._every[doublings == power]
+            if 2 ** int(power) > len(self._each):
+                again = _Estimate(self._original, self._question.rows(rows), self._chunk, 2 ** int(power)).run()
+                found = replaced(found, rows, again)
+        return found
 
     def _singles(self, numbers: range, rows: Tensor) -> Tensor:
         """``[K, n, M]``: outputs at independent noisy inputs."""
@@ -171,7 +174,7 @@ class _Estimate:
         return torch.stack((1 - itself, itself))
 
     def relative_error(self) -> Tensor:
-        """``[N]``: standard error of the std, relative to it, over the outputs; see Note [What decides the cost]."""
+        """``[N, k]``: standard error of the std, relative to it; see Note [What decides the cost]."""
         variances = torch.einsum("pwnk,wn->pnk", torch.stack(self._each), self._weights())
         ran = variances.isfinite().sum(0)
         mean = variances.nanmean(0)
@@ -182,7 +185,7 @@ class _Estimate:
             seen = (variances - mean).square().nansum(0)  # (P - 1) times the sample variance
             spread = (2 * expected + seen) / (ran + 1)
         relative = spread / ran / (4 * mean.square())
-        return torch.where(mean > 0, relative, 0.0).mean(1).sqrt()
+        return torch.where(mean > 0, relative, 0.0).sqrt()
 
     def _finish(self, first: Tensor | None) -> JointMoments:
         ran = torch.stack(self._each)[:, 0].isfinite().sum(0)[:, :1]  # [N, 1]
@@ -200,7 +203,7 @@ class _Estimate:
             samples=2 * ran[:, 0],
             draws=average.weight[:, 0].to(ran.dtype),
             mean_error=average.error,
-            std_error=self.relative_error().unsqueeze(1) * variance.sqrt(),
+            std_error=self.relative_error() * variance.sqrt(),
             model_covariance=parts[True],
             attribution=self._attribution(weights) if self._request.attribution else None,
             shape=self._shape,

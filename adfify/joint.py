@@ -93,11 +93,22 @@ class Question:
 
 def joint(network: ADFNetwork, inputs: Sequence[Any], request: Request) -> JointMoments:
     """See :meth:`ADFNetwork.joint`."""
+    with torch.inference_mode(False):
+        question = Question(network, _as_given(network, inputs), request)
+        return _method(question)(question)
+
+
+def _method(question: Question) -> Callable[[Question], JointMoments]:
     from adfify import adjoint, interpolated, sketch
 
-    question = Question(network, _as_given(network, inputs), request)
+    network, request = question.network, question.request
     method: Callable[[Question], JointMoments]
-    if request.method == "sketch" or (request.method == "auto" and _many(question)):
+    jump = _jump(network)
+    if jump and request.method == "adjoint" and request.samples != 0:
+        raise InputError(
+            f"'{jump}' jumps, and gradients don't see how much a jump varies: take method='sketch', or samples=0."
+        )
+    if request.method == "sketch" or (request.method == "auto" and (jump or _many(question))):
         method = sketch.moments
     elif request.samples == 0:
         method = adjoint.moments
@@ -105,7 +116,13 @@ def joint(network: ADFNetwork, inputs: Sequence[Any], request: Request) -> Joint
         method = interpolated.moments
     if request.attribution and method is sketch.moments:
         raise InputError("attribution=True is for method='adjoint': a sketch has no gradients to attribute by.")
-    return method(question)
+    return method
+
+
+def _jump(network: ADFNetwork) -> str:
+    """The name of the first operation that is not continuous, or ``""``."""
+    origins = ((node.name, node.meta.get("origin")) for node in network.graph.nodes)
+    return next((name for name, origin in origins if origin is not None and not origin.continuous), "")
 
 
 def _many(question: Question) -> bool:
@@ -129,6 +146,7 @@ def _as_given(network: ADFNetwork, inputs: Sequence[Any]) -> tuple[Any, ...]:
     given = []
     for node, value in zip(placeholders, inputs, strict=False):
         uncertain = any(user.target is as_moments for user in node.users)
+        value = pytree.tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, value)
         given.append(as_moments(value, network.noise_variance, str(node.target)) if uncertain else value)
     lengths = {len(x.mean) if x.mean.dim() else 0 for x in given if isinstance(x, Moments)}
     if len(lengths) != 1 or 0 in lengths:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,28 +49,24 @@ class Draws:
 
     def noise(self, name: str, shape: Sequence[int]) -> Tensor:
         """``[count, *shape]``: standard normal, float32, on the CPU; the two of a pair one after the other."""
-        key = (self.seed << 32) + zlib.crc32(name.encode())
         members = 1 if self.correlations is None else 2
         size = members * torch.Size(shape).numel()
         if self.quasi_random and size <= _QUASI_RANDOM_DIMENSIONS:
-            sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=key % 2**62)  # type: ignore[no-untyped-call]
+            sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=self._seed(name))  # type: ignore[no-untyped-call]
             sobol.fast_forward(self.numbers.start)  # type: ignore[no-untyped-call]
             points = sobol.draw(len(self.numbers), dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
             basis = torch.special.ndtri(points).float().reshape(len(self.numbers), members, *shape)
         else:
-            generator = torch.Generator()
-            drawn = [
-                torch.randn((members, *shape), generator=generator.manual_seed(self._key(key, n))) for n in self.numbers
-            ]
-            basis = torch.stack(drawn)
+            of_each = [torch.Generator().manual_seed(self._seed(name, members, number)) for number in self.numbers]
+            basis = torch.stack([torch.randn((members, *shape), generator=one) for one in of_each])
         if self.correlations is None:
             singles: Tensor = basis.flatten(0, 1)
             return singles
         return interpolation.correlated(basis, self.correlations).flatten(0, 1)
 
-    def _key(self, key: int, number: int) -> int:
-        kind = 0 if self.correlations is None else 1
-        return zlib.crc32(f"{key} {kind} {number}".encode()) + (key << 20) % 2**62
+    def _seed(self, *what: Any) -> int:
+        """32 bits, of which torch's generator on the CPU takes no more."""
+        return int.from_bytes(hashlib.blake2b(repr((self.seed, *what)).encode(), digest_size=4).digest(), "big")
 
 
 @dataclass(frozen=True)
@@ -95,6 +91,7 @@ class Original(fx.Interpreter):
 
     def __init__(self, network: ADFNetwork) -> None:
         super().__init__(network)
+        self.extra_traceback = False  # an error of the user's is said in our words
         self.network = network
         self._elements = 0
         self._plain: dict[str, nn.Module] = {}

@@ -72,11 +72,13 @@ class Origin:
         operation: the original operation, with the arguments of the node; None for a module, which knows it itself.
         family: of the rule, or None where there is none.
         mask: of a dropout whose masks are random, the function or ADF module class that draws them.
+        continuous: whether the operation is.
     """
 
     operation: Operation | None
     family: str | None = None
     mask: Operation | None = None
+    continuous: bool = True
 
 
 def identity(x: Any, *args: Any) -> Any:
@@ -92,7 +94,23 @@ def of_node(node: fx.Node, root: nn.Module) -> Operation:
     return _without_inplace(node, operation) or OnCopy(operation)
 
 
+def copied(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """``aten.copy``, which has no derivative in torch."""
+    return source.to(x).expand_as(x)
+
+
+# The gradient is wanted through the network as it computes, not as it was trained.
+_DIFFERENTIABLE: dict[Any, Operation] = {
+    "detach": identity,
+    torch.detach: identity,
+    torch.ops.aten.detach.default: identity,
+    torch.ops.aten.copy.default: copied,
+}
+
+
 def _named(node: fx.Node) -> Operation:
+    if node.target in _DIFFERENTIABLE:
+        return _DIFFERENTIABLE[node.target]
     if node.op == "call_method":
         return Method(str(node.target))
     if node.target is getattr:

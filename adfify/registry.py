@@ -106,6 +106,7 @@ class Rule:
             Carlo, in units of the true std.
         alias: whether the result may share memory with the input (a view), which matters for in-place use.
         only: for some arguments, or attributes of the module, the one value that the rule can take.
+        continuous: whether the original is: where it jumps, its gradient does not say how much it varies.
         cases: calls of the original, from which the tests are made.
     """
 
@@ -118,6 +119,7 @@ class Rule:
     alias: bool
     only: Mapping[str, Any]
     cases: tuple[Case, ...] = field(repr=False)
+    continuous: bool = True
 
     @property
     def name(self) -> str:
@@ -157,6 +159,7 @@ class Rules:
         alias: bool | None = None,
         only: Mapping[str, Any] | None = None,
         cases: Sequence[Case] = (),
+        continuous: bool = True,
     ) -> Callable[[Decorated], Decorated]:
         """Decorate the function, or module class, that propagates Moments through ``targets``.
 
@@ -169,6 +172,7 @@ class Rules:
             tolerance: see :class:`Rule`.
             alias: whether the result may share memory with the input; by default for family structural.
             only: see :class:`Rule`; an operation called otherwise has no rule.
+            continuous: False for an operation that jumps: ``joint`` then does not go by gradients.
             cases: calls of the original operation to test with.
 
         Raises:
@@ -178,7 +182,9 @@ class Rules:
 
         def decorate(apply: Decorated) -> Decorated:
             may_alias = family == "structural" if alias is None else alias
-            rule = Rule(targets, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases))
+            rule = Rule(
+                targets, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases), continuous
+            )
             self._rules.update(dict.fromkeys(targets, rule))
             return apply
 

@@ -288,7 +288,7 @@ def _timed(call: Callable[[], Any]) -> float:
 
 
 HEADER = """\
-| σ² | method | std off | (ratio) | mean off, in std | covariance off | inside 50 / 90 / 95 % | passes | time in forwards |
+| σ² | method | std off | (ratio) | mean off, in std | covariance off | inside 50 / 90 / 95 % | passes | time |
 |---|---|---|---|---|---|---|---|---|"""
 
 

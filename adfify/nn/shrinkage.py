@@ -23,13 +23,13 @@ elementwise = partial(register, family="elementwise", exact=True)
 
 
 @elementwise(
-    F.hardshrink, torch.hardshrink, source=TRUNCATED, cases=[GRID, case(Uncertain((4, 3)), 1.0)]
+    F.hardshrink, torch.hardshrink, source=TRUNCATED, continuous=False, cases=[GRID, case(Uncertain((4, 3)), 1.0)]
 )  # fmt: skip
 def hardshrink(input: Moments, lambd: float = 0.5) -> Moments:
     return Moments(*shrinkage.hardshrink(input.mean, input.variance, lambd))
 
 
-@elementwise(nn.Hardshrink, source=TRUNCATED, cases=[case(Uncertain((4, 3)), init={"lambd": 0.75})])
+@elementwise(nn.Hardshrink, source=TRUNCATED, continuous=False, cases=[case(Uncertain((4, 3)), init={"lambd": 0.75})])
 class Hardshrink(ADFModule, nn.Hardshrink):
     def forward(self, input: Moments) -> Moments:
         return hardshrink(input, self.lambd)
@@ -47,17 +47,22 @@ class Softshrink(ADFModule, nn.Softshrink):
 
 
 @elementwise(
-    F.threshold, torch.threshold, source=TRUNCATED,
+    F.threshold, torch.threshold, source=TRUNCATED, continuous=False,
     cases=[case(Uncertain((4, 3)), 0.5, -1.0), case(Uncertain((4, 3)), -0.25, 2.0)],
 )  # fmt: skip
 def threshold(input: Moments, threshold: float, value: float, inplace: bool = False) -> Moments:
     return Moments(*shrinkage.threshold(input.mean, input.variance, threshold, value))
 
 
-elementwise(torch.threshold_, source=TRUNCATED, cases=[case(Uncertain((4, 3)), 0.5, -1.0)])(threshold)
+elementwise(torch.threshold_, source=TRUNCATED, continuous=False, cases=[case(Uncertain((4, 3)), 0.5, -1.0)])(threshold)
 
 
-@elementwise(nn.Threshold, source=TRUNCATED, cases=[case(Uncertain((4, 3)), init={"threshold": 0.25, "value": 2.0})])
+@elementwise(
+    nn.Threshold,
+    source=TRUNCATED,
+    continuous=False,
+    cases=[case(Uncertain((4, 3)), init={"threshold": 0.25, "value": 2.0})],
+)
 class Threshold(ADFModule, nn.Threshold):
     def forward(self, input: Moments) -> Moments:
         return threshold(input, self.threshold, self.value)
