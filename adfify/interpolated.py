@@ -1,10 +1,11 @@
 """Joint moments by gradients of the original network at noisy inputs: the default for few outputs.
 
 Note [What decides the cost]
-A pair of noisy inputs costs two passes and, for each output, two passes backwards. How far its estimate may be off
-grows with the network's curvature over the noise, which the pair itself shows: the ratio of E[|grad f|^2] to
-E[grad f' grad f'] at r = 1/2, which is 1 for a linear network. Pairs are added until the standard error of the std, by
-that ratio and by how the pairs differ, is below TOLERANCE, and passes without gradients until that of the mean is below
+A pair of noisy inputs costs two passes and, for each output, two passes backwards. How far off its estimate may be, the
+pair itself shows: by d, the difference of |grad f|^2 at its two inputs over their mean, whose square is 1.7 times the
+relative variance of the estimate, give or take a factor of 1.7, on every network and at every noise that was measured
+(docs/accuracy.md); further pairs, by their differences. Pairs are added until the standard error of the std is below
+TOLERANCE, and passes without gradients until that of the mean, drawn towards the one pass' own, is below
 MEAN_TOLERANCE: both have an end, since a large network is dear. A small one, of which hundreds of inputs pass in the
 time of a few, gets 16 pairs, and thousands if those do not do. Each picture gets its own number, whatever else is in
 the batch.
@@ -14,16 +15,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from adfify.gaussian import interpolation
+from adfify.gaussian import interpolation, moderation
 from adfify.joint import Question, joined, replaced
-from adfify.moments import Attribution, JointMoments
+from adfify.moments import Attribution, JointMoments, Moments, is_moments
 from adfify.noisy import Draws, Original, Source, gradients
 
-TOLERANCE, MOST_PAIRS = 0.02, 3
-MEAN_TOLERANCE, SINGLES, MOST_SINGLES = 0.15, 4, 16
-SPREAD = 0.027
-"""Relative standard error of the std by one pair, over the root of the curvature's ratio less 1 (docs/accuracy.md)."""
+TOLERANCE, MOST_PAIRS = 0.02, 4
+MEAN_TOLERANCE, SINGLES, MOST_SINGLES = 0.12, 4, 16
+WITHIN = 0.6
+"""Relative variance of one pair's estimate over d^2; see Note [What decides the cost]."""
 EASY_TOLERANCE, FREE, MORE, MOST_FREE = 0.005, 2**18, 16, 2**14
 """For small networks: their tolerance, the activations of a pass that takes little, and how many pairs there may be."""
 LEAST_CHUNK = 8
@@ -62,6 +64,7 @@ class _Estimate:
         self._gradients: dict[str, Tensor] = {}  # by source: [N, k, D]
         self._summands: dict[str, Tensor] = {}  # by source: [2, N, k, D]
         self._each: list[Tensor] = []  # [2, N, k], variances of each pair, NaN where it was not run
+        self._unlike: list[Tensor] = []  # [N, k], d^2 of each pair, likewise
         self._values: list[tuple[Draws, Tensor, Tensor, Tensor]] = []  # draws, rows, values and linear [K, n, k]
 
     def run(self) -> JointMoments:
@@ -132,7 +135,7 @@ class _Estimate:
             chosen = values.gather(2, self._indices[rows].expand(draws.count, -1, -1))
             found = gradients(list(chosen.flatten(0, 1).unbind(1)), sources, draws.count)
         linear = torch.zeros_like(chosen)
-        each = chosen.new_zeros(2, len(draws.numbers), n, chosen.shape[2])
+        each, norms = (chosen.new_zeros(2, len(draws.numbers), n, chosen.shape[2]) for _ in range(2))
         for source, gradient in zip(sources, found, strict=True):
             a, b = gradient.reshape(-1, 2, *gradient.shape[1:]).unbind(1)  # [P, n, k, D]
             both, self._sources[source.name] = torch.stack(interpolation.products(a, b)), source
@@ -144,9 +147,15 @@ class _Estimate:
             if self._request.attribution:
                 parts = torch.stack(interpolation.summands(a, b)).sum(1)
                 self._add(self._summands, source.name, rows, parts, 1)
+            norms += torch.stack([(x * x).sum(-1) for x in (a, b)])
+        unlike = (2 * norms.diff(dim=0)[0] / norms.sum(0).clamp(min=torch.finfo(norms.dtype).tiny)).square()
+        self._unlike += [self._full(rows, one) for one in unlike]
         for variances in each.unbind(1):
-            self._each.append(variances.new_full((2, *self._indices.shape), torch.nan).index_copy_(1, rows, variances))
+            self._each.append(torch.stack([self._full(rows, one) for one in variances]))
         self._values.append((draws, rows, chosen.detach(), linear))
+
+    def _full(self, rows: Tensor, values: Tensor) -> Tensor:
+        return torch.full_like(self._centre, torch.nan).index_copy_(0, rows, values)
 
     def _start(self, means: Tensor) -> None:
         self._indices = self._request.indices(means)
@@ -181,9 +190,9 @@ class _Estimate:
         if len(variances) >= interpolation.MANY:  # neighbours differ little in r
             spread = 0.5 * variances.diff(dim=0).square().mean(0)
         else:
-            expected = 4 * SPREAD**2 * (self._ratio().unsqueeze(1) - 1) * mean.square()
-            seen = (variances - mean).square().nansum(0)  # (P - 1) times the sample variance
-            spread = (2 * expected + seen) / (ran + 1)
+            between = (variances - mean).square().nansum(0)  # (P - 1) times the sample variance
+            within = WITHIN * torch.stack(self._unlike).nansum(0) * mean.square()
+            spread = (between + within) / (2 * ran - 1)
         relative = spread / ran / (4 * mean.square())
         return torch.where(mean > 0, relative, 0.0).sqrt()
 
@@ -194,15 +203,16 @@ class _Estimate:
         covariance = self._mended(parts[False] + parts[True])
         variance = covariance.diagonal(dim1=-2, dim2=-1)
         average = self._average(first, ran, variance)
+        mean, mean_error = average.moderated()
         return JointMoments(
-            mean=average.mean,
+            mean=mean,
             covariance=covariance,
             indices=self._indices.contiguous(),
             variance=variance,
             method="adjoint",
             samples=2 * ran[:, 0],
             draws=average.weight[:, 0].to(ran.dtype),
-            mean_error=average.error,
+            mean_error=mean_error * variance.sqrt(),
             std_error=self.relative_error() * variance.sqrt(),
             model_covariance=parts[True],
             attribution=self._attribution(weights) if self._request.attribution else None,
@@ -211,7 +221,7 @@ class _Estimate:
 
     def _average(self, first: Tensor | None, ran: Tensor, variance: Tensor) -> _Average:
         """Of what the mean gradient leaves of the outputs: a control variate, whose own mean is 0."""
-        average = _Average(self._centre)
+        average = _Average(self._centre, variance, None if first is None else self._one_pass())
         for draws, rows, values, linear in self._values:
             rest = values - (self._linear(draws, rows) - linear) / (ran[rows] - 1).clamp(min=1)
             # A single pair has no other, whose gradient is independent of its noise.
@@ -223,11 +233,20 @@ class _Estimate:
             chosen = values.gather(2, self._indices[rows].expand(len(values), -1, -1))
             rest = chosen - self._linear(Draws(self._request.seed, numbers), rows) / ran[rows]
             average.add(rows, rest, torch.ones_like(rest[0, :, :1]))
-            unsure = self._every[average.relative_error(variance) > MEAN_TOLERANCE]
+            unsure = self._every[average.moderated()[1][:, 0] > MEAN_TOLERANCE]
             if self._request.samples is not None or len(unsure) == 0 or numbers.stop >= MOST_SINGLES:
                 return average
             rows, numbers = unsure, range(numbers.stop, numbers.stop + SINGLES)
             values = self._singles(numbers, rows)
+
+    def _one_pass(self) -> Tensor | None:
+        """``[N, k]``: the means of the one pass, which are good where its variances do not matter much."""
+        if any(source.is_mask for source in self._sources.values()):
+            return None  # sampled masks would be in it
+        with torch.no_grad():
+            outputs = self._question.network(*self._question.inputs)
+        means = pytree.tree_map_only(Moments, lambda x: x.mean, outputs, is_leaf=is_moments)
+        return self._question.output_of(means, self._count)[0].gather(1, self._indices)
 
     def _mended(self, covariance: Tensor) -> Tensor:
         """The nearest covariance: of few pairs, an estimate may have a negative eigenvalue near 0."""
@@ -267,10 +286,16 @@ class _Unbiased(_Estimate):
 
 
 class _Average:
-    """A weighted mean of values that come in blocks, with its standard error; float64, about a centre."""
+    """A weighted mean of values that come in blocks, with its standard error; float64, about a centre.
 
-    def __init__(self, centre: Tensor) -> None:
-        self._centre = centre
+    Args:
+        centre: ``[N, k]``, what the values lie around.
+        variance: ``[N, k]``, of the outputs: the unit of errors.
+        other: ``[N, k]``, a second estimate, without noise but with a bias that nobody knows, if there is one.
+    """
+
+    def __init__(self, centre: Tensor, variance: Tensor, other: Tensor | None) -> None:
+        self._centre, self._variance, self._other = centre, variance, other
         self._sum, self._squares = (torch.zeros_like(centre, dtype=torch.float64) for _ in range(2))
         self.weight = torch.zeros_like(self._sum[:, :1])
 
@@ -281,18 +306,21 @@ class _Average:
         self._squares.index_add_(0, rows, weight * from_centre.square().sum(0))
         self.weight.index_add_(0, rows, weight.double() * len(values))
 
-    @property
-    def mean(self) -> Tensor:
-        return (self._centre + self._sum / self.weight).to(self._centre.dtype)
+    def moderated(self) -> tuple[Tensor, Tensor]:
+        """The mean ``[N, k]``, and its standard error in units of the std, ``[N, 1]``."""
+        mean, error = self._plain()
+        if self._other is None:
+            return mean, self._relative(error)
+        return moderation.moderated_mean(mean, error, self._other, self._variance)
 
-    @property
-    def error(self) -> Tensor:
-        spread = (self._squares / self.weight - (self._sum / self.weight).square()).clamp(min=0)
-        return (spread / (self.weight - 1)).sqrt().to(self._centre.dtype)
+    def _plain(self) -> tuple[Tensor, Tensor]:
+        mean = self._sum / self.weight
+        spread = (self._squares / self.weight - mean.square()).clamp(min=0)
+        error = (spread / (self.weight - 1)).sqrt()
+        return (self._centre + mean).to(self._centre.dtype), error.to(self._centre.dtype)
 
-    def relative_error(self, variance: Tensor) -> Tensor:
-        """``[N]``: standard error in units of the std, over the outputs."""
-        return torch.where(variance > 0, self.error.square() / variance, 0.0).mean(1).sqrt()
+    def _relative(self, error: Tensor) -> Tensor:
+        return torch.where(self._variance > 0, error.square() / self._variance, 0.0).mean(1, keepdim=True).sqrt()
 
 
 def _along(gradient: Tensor, noise: Tensor) -> Tensor:

@@ -264,7 +264,7 @@ def against(
     took = time.perf_counter() - began
     with torch.inference_mode():
         plain = min(_timed(lambda: model(x)) for _ in range(3))
-    true_mean, true_covariance = drawn.mean(0), torch.cov(drawn.T)
+    true_mean, true_covariance = drawn.mean(0), torch.cov(drawn.T).reshape(len(top), -1).reshape(len(top), -1)
     true_std, covariance = true_covariance.diagonal().sqrt(), found.covariance.detach().double()
     mean, std = found.mean.detach().double(), covariance.diagonal().clamp(min=0).sqrt()
     inside = {

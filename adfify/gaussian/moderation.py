@@ -1,4 +1,4 @@
-"""Variances of many units from a few draws, moderated by what is known of them beside."""
+"""Means and variances from a few draws, moderated by what is known of them beside: empirical Bayes."""
 
 from __future__ import annotations
 
@@ -28,3 +28,27 @@ def moderated(variance: Tensor, error: Tensor, pattern: Tensor, shape: tuple[int
     kept = (1 - noise.square().mean(1, keepdim=True) / spread.clamp(min=1e-300)).clamp(0, 1)
     result = torch.where(usable, expected * (1 + kept * (ratio - 1)), variance_)
     return result.to(variance.dtype).reshape(variance.shape)
+
+
+def moderated_mean(mean: Tensor, error: Tensor, other: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Estimates drawn towards others of unknown bias (James & Stein 1961; Efron & Morris, JASA 70, 1975).
+
+    The bias' variance is what the two differ by over the k estimates, less the square of the standard error; a quarter
+    of that is left to it where they agree, as k of them can't show more.
+
+    Args:
+        mean: ``[N, k]``, unbiased estimates.
+        error: ``[N, k]``, their standard errors.
+        other: ``[N, k]``, estimates with a bias.
+        scale: ``[N, k]``, variances in units of which errors and biases are alike over the k.
+
+    Returns:
+        The estimates, and their standard errors in units of the root of ``scale``, ``[N, 1]``.
+    """
+    known = scale > 0
+    unit = torch.where(known, scale, 1.0)
+    own = torch.where(known, error.square() / unit, 0.0).mean(1, keepdim=True)
+    apart = torch.where(known, (mean - other).square() / unit, 0.0).mean(1, keepdim=True)
+    bias = torch.maximum(apart - own, own / 4)
+    weight = own / (own + bias).clamp(min=torch.finfo(mean.dtype).tiny)
+    return mean + weight * (other - mean), (weight * bias).sqrt()
