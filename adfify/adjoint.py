@@ -4,9 +4,11 @@ Note [Slopes and residuals of any rule]
 With the variance v of its input held fixed, the derivative of a rule's mean by the mean of its input is the slope of
 the best linear fit (Bonnet 1964; Stein, Ann. Stat. 9, 1981, lemma 1: E[f'(x)] = dE[f(x)]/dm), and what the fit misses
 has the variance d = Var[f(x)] - J v J'. So the mean path's own gradients, variances detached, are those of a linear
-network, into which every non-linear operation injects independent noise of variance d. Of an elementwise operation
-J v J' is slope^2 v; of any other its diagonal is the mean of (J sqrt(v) e)^2 over random signs e (Bekas, Kokiopoulou &
-Saad, Appl. Numer. Math. 57, 2007), here over PROBES of them: off by up to sqrt(2 / PROBES) of that part.
+network, into which every non-linear operation injects independent noise of variance d. The diagonal of J v J' is the
+mean of (J sqrt(v) e)^2 over random signs e, for each input in turn (Bekas, Kokiopoulou & Saad, Appl. Numer. Math. 57,
+2007): with one e exactly where J is diagonal, as of activations, which shows in J sqrt(v) e = (J' 1) sqrt(v) e, and
+where elements of several inputs meet one by one; elsewhere (maxima, softmax, attention, norms) with PROBES of them, and
+off by up to sqrt(2 / PROBES) of that part.
 """
 
 from __future__ import annotations
@@ -22,9 +24,16 @@ from torch.utils import _pytree as pytree
 from adfify.joint import Question, joined
 from adfify.moments import Attribution, JointMoments, Moments, as_moments, is_moments, on_each
 from adfify.network import ADFNetwork
+from adfify.original import Origin
 
 PROBES = 8
+Means = Callable[..., tuple[Tensor, ...]]
 LINEAR = frozenset({None, "affine", "structural", "metadata"})
+
+
+def _is_linear(origin: Origin) -> bool:
+    """Whether an operation injects nothing: where the moments of a pooling are exact, it is an average."""
+    return origin.family in LINEAR or (origin.exact and origin.family == "pooling")
 
 
 def moments(question: Question) -> JointMoments:
@@ -101,11 +110,11 @@ class _MeanPath(fx.Interpreter):
             return x
         result = on_each(lambda x: Moments(x.mean, x.variance.detach()), super().run_node(n))
         origin = n.meta.get("origin")
-        if origin is not None and origin.family not in LINEAR:
-            self._note(n, origin.family == "elementwise", result)
+        if origin is not None and not _is_linear(origin):
+            self._note(n, origin, result)
         return result
 
-    def _note(self, node: fx.Node, elementwise: bool, result: Any) -> None:
+    def _note(self, node: fx.Node, origin: Origin, result: Any) -> None:
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         given, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_moments)
         uncertain = [position for position, leaf in enumerate(given) if is_moments(leaf)]
@@ -120,25 +129,45 @@ class _MeanPath(fx.Interpreter):
             return tuple(x.mean for x in pytree.tree_leaves(outputs, is_leaf=is_moments) if is_moments(x))
 
         inputs = [given[position].mean.detach() for position in uncertain]
-        explained = self._explained(means, inputs, variances, 1 if elementwise else PROBES)
         outputs = [x for x in pytree.tree_leaves(result, is_leaf=is_moments) if is_moments(x)]
+        explained = self._explained(means, inputs, variances, origin.family == "arithmetic")
         for number, (x, part) in enumerate(zip(outputs, explained, strict=True)):
             if x.mean.requires_grad:
                 name = node.name if len(outputs) == 1 else f"{node.name}.{number}"
                 self.residuals[name] = (x.mean, (x.variance - part).clamp(min=0))
 
-    def _explained(
-        self, means: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor], variances: list[Tensor], probes: int
-    ) -> list[Tensor]:
+    def _explained(self, means: Means, inputs: list[Tensor], variances: list[Tensor], one_by_one: bool) -> list[Tensor]:
         """The diagonals of J v J'."""
         squares: list[Tensor] = []
-        for _ in range(probes):
-            signs = [
-                torch.randint(0, 2, v.shape, generator=self._generator).to(v).mul_(2).sub_(1) * v.sqrt()
-                for v in variances
-            ]
-            with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative, which this is made of
-                _, along = torch.autograd.functional.jvp(means, tuple(inputs), tuple(signs))  # type: ignore[no-untyped-call]
-            found = [part.square() / probes for part in along]
-            squares = found if not squares else [a + b for a, b in zip(squares, found, strict=True)]
+        for position, variance in enumerate(variances):
+            along, signed = self._probe(means, inputs, position, variance)
+            parts = [part.square() for part in along]
+            shapes = {tuple(x.shape) for x in (*along, *inputs)}
+            meet = one_by_one and len(along) == 1 and along[0].shape == max(inputs, key=Tensor.numel).shape
+            if not (meet or (len(shapes) == 1 and _is_diagonal(means, inputs, position, signed, along))):
+                for _ in range(PROBES - 1):
+                    more, _ = self._probe(means, inputs, position, variance)
+                    parts = [part + other.square() for part, other in zip(parts, more, strict=True)]
+                parts = [part / PROBES for part in parts]
+            squares = [a + b for a, b in zip(squares, parts, strict=True)] if squares else parts
         return squares
+
+    def _probe(
+        self, means: Means, inputs: list[Tensor], position: int, variance: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """J sqrt(v) e of one input, and sqrt(v) e."""
+        signs = torch.randint(0, 2, variance.shape, generator=self._generator).to(variance).mul_(2).sub_(1)
+        directions = [torch.zeros_like(x) for x in inputs]
+        directions[position] = signs * variance.sqrt()
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative, which this is made of
+            _, along = torch.autograd.functional.jvp(means, tuple(inputs), tuple(directions))  # type: ignore[no-untyped-call]
+        return along, directions[position]
+
+
+def _is_diagonal(means: Means, inputs: list[Tensor], position: int, signed: Tensor, along: tuple[Tensor, ...]) -> bool:
+    given = [x.detach().requires_grad_() for x in inputs]
+    with torch.enable_grad():
+        total = sum(x.sum() for x in means(*given))
+        assert isinstance(total, Tensor)
+        (slope,) = torch.autograd.grad(total, given[position])
+    return len(along) == 1 and torch.allclose(along[0], slope * signed, rtol=1e-3, atol=1e-6)

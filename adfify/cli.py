@@ -192,6 +192,13 @@ def predict(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURES...", help="Picture files, or folders of them.")],
     noise_variance: PixelNoise = 1e-3,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for each picture.")] = 1,
+    one_pass: Annotated[
+        bool, typer.Option("--one-pass", help="Fast: the std of one pass, which takes units as independent.")
+    ] = False,
+    explain: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write for each picture which pixels and layers its std comes from."),
+    ] = None,
     batch_size: BatchSize = 8,
     weights: Weights = None,
     arch: Arch = None,
@@ -201,35 +208,46 @@ def predict(
     """Predict pictures: label, probability, and the logit with the deviation that the pixels' noise gives it.
 
     Pictures are prepared as the network was trained, and the noise is carried
-    through the normalisation. A picture that can't be read is named, the others
-    are done, and the exit code is 2.
+    through the normalisation. The deviation is that of joint moments, a few
+    dozen passes for each picture; a .pt2 program has the one pass alone. A
+    picture that can't be read is named, the others are done, and the exit
+    code is 2.
 
     \b
     adfify predict demo photos/
+    adfify predict demo photos/ --explain figures/
     adfify predict resnet18_adf.pt2 cat.jpg dog.jpg --noise-variance 0.01 --top 3
     """
     with _reported(as_json):
-        from adfify import display, prediction
+        from adfify import display, explaining, prediction
 
         prediction.checked_variance(noise_variance)
+        if explain is not None and one_pass:
+            raise InputError("--explain takes joint moments, and --one-pass has none: give one of them.")
         paths = prediction.find_pictures(pictures)
         source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
         _warn_of_random(source)
         network = prediction.classifier(source)
         done: list[Prediction] = []
         failed: list[Unreadable] = []
+        figures: list[Path] = []
+        results = prediction.predict(network, paths, noise_variance, top=top, batch_size=batch_size, one_pass=one_pass)
         with _progress("predicting", len(paths)) as advance:
-            for result in prediction.predict(network, paths, noise_variance, top=top, batch_size=batch_size):
+            for result in results:
                 if isinstance(result, prediction.Unreadable):
                     failed.append(result)
                 else:
                     done.append(result)
+                    if explain is not None:
+                        explained = explaining.explain(network, result, noise_variance)
+                        figures.append(explaining.draw(explained, explaining.free_name(explain, result.path)))
                 advance(1)
-        report = {"model": source.name, "weights": source.weights, "noise_variance": noise_variance}
+        note = prediction.ONE_PASS if one_pass or network.one_pass_only else prediction.JOINT
+        report = {"model": source.name, "weights": source.weights, "noise_variance": noise_variance, "note": note}
         if as_json:
-            _print_json({**report, "note": prediction.ONE_PASS, "predictions": done, "unreadable": failed})
+            _print_json({**report, "predictions": done, "unreadable": failed, "figures": figures})
         else:
-            _stdout(display.of_predictions(done), prediction.ONE_PASS)
+            _stdout(display.of_predictions(done), note, *(f"explained: {figure}" for figure in figures))
         _name(failed, len(paths))
 
 

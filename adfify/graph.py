@@ -256,7 +256,7 @@ def _origin(step: Step, root: nn.Module, operation: Operation | None) -> dict[st
         return {"origin": Origin(operation)}
     mask = mask_rule(target_of(step.node, root), step.rule)
     draws = mask.apply if mask is not None else None
-    return {"origin": Origin(operation, step.rule.family, draws, step.rule.continuous)}
+    return {"origin": Origin(operation, step.rule.family, step.rule.exact, draws, step.rule.continuous)}
 
 
 def _asks_for_min_variance(rule: Rule) -> bool:

@@ -214,6 +214,7 @@ class _Estimate:
             draws=average.weight[:, 0].to(ran.dtype),
             mean_error=mean_error * variance.sqrt(),
             std_error=self.relative_error() * variance.sqrt(),
+            model_variance=parts[True].diagonal(dim1=-2, dim2=-1),
             model_covariance=parts[True],
             attribution=self._attribution(weights) if self._request.attribution else None,
             shape=self._shape,

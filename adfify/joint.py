@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,7 @@ MANY_OUTPUTS = 32
 class Request:
     """What is asked for: the arguments of :meth:`ADFNetwork.joint`."""
 
-    outputs: int | Sequence[int] | str = 5
+    outputs: int | Sequence[int] | Tensor | str = 5
     method: str = "auto"
     samples: int | None = None
     seed: int = 0
@@ -41,9 +41,23 @@ class Request:
         if self.chunk_size is not None and not (isinstance(self.chunk_size, int) and self.chunk_size > 0):
             raise InputError(f"chunk_size={self.chunk_size!r}; it is how many noisy inputs may be in one pass.")
 
+    def of(self, rows: slice | Tensor, count: int) -> Request:
+        """The same for some of ``count`` pictures, which may each have indices of their own."""
+        own = isinstance(self.outputs, Tensor) and self.outputs.dim() == 2 and len(self.outputs) == count
+        return replace(self, outputs=self.outputs[rows]) if own else self  # type: ignore[index]
+
     def indices(self, means: Tensor) -> Tensor:
         """Which outputs, ``[N, k]``, of those with ``means`` ``[N, M]``."""
         pictures, there = means.shape
+        if isinstance(self.outputs, Tensor):
+            given = self.outputs.to(means.device)
+            fits = given.dim() == 2 and len(given) == pictures and not given.is_floating_point()
+            if not (fits and given.numel() and int(given.min()) >= 0 and int(given.max()) < there):
+                raise InputError(
+                    f"outputs is a {given.dtype} tensor of shape {tuple(given.shape)}; it is indices from 0 to "
+                    f"{there - 1}, [{pictures}, k]: of each input its own."
+                )
+            return given.long()
         if self.outputs == "all":
             return torch.arange(there, device=means.device).expand(pictures, -1)
         if isinstance(self.outputs, int) and not isinstance(self.outputs, bool) and self.outputs > 0:
@@ -84,7 +98,7 @@ class Question:
                 return Moments(x.mean[rows], x.variance[rows])
             return x[rows] if isinstance(x, Tensor) and x.dim() > 0 and len(x) == count else x
 
-        return Question(self.network, tuple(map(some, self.inputs)), self.request)
+        return Question(self.network, tuple(map(some, self.inputs)), self.request.of(rows, count))
 
     def output_of(self, outputs: Any, rows: int) -> tuple[Tensor, tuple[int, ...]]:
         """The output that is asked for, ``[rows, M]``, and its shape without the batch."""
@@ -129,6 +143,8 @@ def _many(question: Question) -> bool:
     asked = question.request.outputs
     if isinstance(asked, int):
         return asked >= MANY_OUTPUTS
+    if isinstance(asked, Tensor):
+        return asked.shape[-1] >= MANY_OUTPUTS
     if asked != "all":
         return len(asked) >= MANY_OUTPUTS
     from adfify.noisy import Draws, Original

@@ -99,7 +99,8 @@ class JointMoments:
         draws: ``[N]``, how many noisy values the means are averages of.
         mean_error: ``[N, k]``, standard error of ``mean``, where it can be told.
         std_error: ``[N, k]``, standard error of ``std``, likewise.
-        model_covariance: ``[N, k, k]``, the part that random masks of dropout add; the rest is the data's.
+        model_variance: ``[N, k]``, the part of the variance that random masks of dropout add; the rest is the data's.
+        model_covariance: ``[N, k, k]``, likewise of the covariance.
         attribution: where the variance comes from, if asked for.
         shape: of one output in the network, which all k are elements of.
     """
@@ -113,6 +114,7 @@ class JointMoments:
     draws: Tensor
     mean_error: Tensor | None = None
     std_error: Tensor | None = None
+    model_variance: Tensor | None = None
     model_covariance: Tensor | None = None
     attribution: Attribution | None = None
     shape: tuple[int, ...] = ()
@@ -129,6 +131,11 @@ class JointMoments:
             return None
         scale = torch.where(self.variance > 0, self.variance, 1.0).rsqrt()
         return self.covariance * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+
+    @property
+    def data_variance(self) -> Tensor:
+        """``[N, k]``, what the noise of the inputs adds; the whole where no dropout is random."""
+        return self.variance if self.model_variance is None else self.variance - self.model_variance
 
     @property
     def data_covariance(self) -> Tensor | None:

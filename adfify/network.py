@@ -73,7 +73,7 @@ class ADFNetwork(fx.GraphModule):
     def joint(
         self,
         *inputs: Any,
-        outputs: int | Sequence[int] | str = 5,
+        outputs: int | Sequence[int] | Tensor | str = 5,
         method: str = "auto",
         samples: int | None = None,
         seed: int = 0,
@@ -84,12 +84,12 @@ class ADFNetwork(fx.GraphModule):
         """Means, standard deviations and covariances that take the correlation of units into account.
 
         Unlike the one-pass variance of calling the network, these are held against Monte Carlo on the original
-        network (docs/accuracy.md), which they need 10 to 40 times fewer passes than.
+        network: docs/accuracy.md has by how much they are off, and what they cost.
 
         Args:
             inputs: what the network takes, ``[N, ...]``: tensors or Moments.
             outputs: how many, those with the largest means, all of them where there are fewer; or a list of indices
-                into the output, flattened; or ``"all"``.
+                into the output, flattened, the same for all inputs, or ``[N, k]``, each its own; or ``"all"``.
             method: ``"adjoint"``: gradients of the original network at noisy inputs, by the covariance identity of
                 Houdre & Perez-Abreu (Ann. Probab. 23, 1995). ``"sketch"``: noisy passes alone, for many outputs at
                 once. ``"auto"``: the sketch from 32 outputs on.

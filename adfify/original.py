@@ -71,12 +71,14 @@ class Origin:
     Attributes:
         operation: the original operation, with the arguments of the node; None for a module, which knows it itself.
         family: of the rule, or None where there is none.
+        exact: whether the rule is.
         mask: of a dropout whose masks are random, the function or ADF module class that draws them.
         continuous: whether the operation is.
     """
 
     operation: Operation | None
     family: str | None = None
+    exact: bool = False
     mask: Operation | None = None
     continuous: bool = True
 

@@ -16,14 +16,21 @@ from adfify import metrics
 from adfify.checkpoint import LoadedProgram, Source, demo_source, open_source
 from adfify.conversion import adfify
 from adfify.errors import DataError, InputError
-from adfify.moments import Moments
+from adfify.moments import JointMoments, Moments
+from adfify.network import ADFNetwork
 from adfify.preprocessing import Preprocessing
 
 ONE_PASS = (
     "± is the one-pass standard deviation: units are taken as independent, which on deep networks makes it too small. "
     "At best it ranks, and roughly; it is not a calibrated error bar."
 )
-"""What has to stand beside every ± that is shown to anybody."""
+"""What has to stand beside every ± of the one pass that is shown to anybody."""
+
+JOINT = (
+    "± is the standard deviation that the pixels' noise gives the logit, correlations of units included; "
+    "docs/accuracy.md has how far off it may be. It says nothing of how sure the network is without noise."
+)
+"""What stands beside the ± of joint moments."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,33 @@ class Classifier:
         with torch.inference_mode():
             return _classified(self._run(pictures, variance.expand_as(pictures)), self.name)
 
+    @property
+    def one_pass_only(self) -> bool:
+        """Whether it is a .pt2 program, which holds the one pass, and not the original that joint moments run."""
+        return isinstance(self.adf, LoadedProgram)
+
+    def joint(
+        self,
+        pictures: Tensor,
+        noise_variance: float,
+        indices: Tensor,
+        *,
+        samples: int | None = None,
+        attribution: bool = False,
+    ) -> JointMoments:
+        """Joint moments of some logits ``[N, k]`` of each picture; arguments and errors as of :meth:`logits`.
+
+        Raises:
+            InputError: it is a .pt2 program.
+        """  # fmt: skip
+        if not isinstance(self.adf, ADFNetwork):
+            raise InputError(
+                f"{self.name} is a .pt2 program, which holds the one pass alone; for joint moments, and for an "
+                "explanation, give the network that it was made from."
+            )
+        variance = self.preprocessing.variance(checked_variance(noise_variance)).to(pictures).expand_as(pictures)
+        return self.adf.joint(Moments(pictures, variance), outputs=indices, samples=samples, attribution=attribution)
+
     def _run(self, mean: Tensor, variance: Tensor) -> Any:
         size = self.adf.batch_size if isinstance(self.adf, LoadedProgram) else None
         if size is None:
@@ -83,7 +117,7 @@ class Score:
         label: its name.
         probability: expected softmax probability.
         mean: of the logit.
-        std: one-pass standard deviation of the logit, see :data:`ONE_PASS`.
+        std: standard deviation of the logit, see :data:`JOINT`, or :data:`ONE_PASS`.
     """
 
     index: int
@@ -199,7 +233,13 @@ def read_batches(
 
 
 def predict(
-    network: Classifier, paths: Sequence[Path], noise_variance: float, *, top: int = 1, batch_size: int = 8
+    network: Classifier,
+    paths: Sequence[Path],
+    noise_variance: float,
+    *,
+    top: int = 1,
+    batch_size: int = 8,
+    one_pass: bool = False,
 ) -> Iterator[Prediction | Unreadable]:
     """Predictions one by one, as their batches are done; what can't be read comes back as :class:`Unreadable`.
 
@@ -209,21 +249,21 @@ def predict(
         noise_variance: of every pixel, pixels in [0, 1]; carried through the normalisation.
         top: classes per picture.
         batch_size: pictures in one pass.
+        one_pass: fast, and with a std that ranks at best; else joint moments, where the network is no .pt2 program.
     """
     for good, pictures, bad in read_batches(paths, network.preprocessing, batch_size):
         if good:
             logits = network.logits(pictures, noise_variance)
             probabilities = metrics.expected_probabilities(logits)
+            best = probabilities.topk(min(top, probabilities.shape[-1])).indices
+            shown: Moments | JointMoments = Moments(logits.mean.gather(1, best), logits.variance.gather(1, best))
+            if not (one_pass or network.one_pass_only):
+                shown = network.joint(pictures, noise_variance, best)
             for row, path in enumerate(good):
-                yield Prediction(path, tuple(_scores(network, logits, probabilities, row, top)))
+                columns = (best[row], probabilities[row, best[row]], shown.mean[row], shown.std[row])
+                scores = zip(*(column.tolist() for column in columns), strict=True)
+                yield Prediction(path, tuple(Score(i, network.label(i), p, mean, std) for i, p, mean, std in scores))
         yield from bad
-
-
-def _scores(network: Classifier, logits: Moments, probabilities: Tensor, row: int, top: int) -> Iterator[Score]:
-    best = probabilities[row].topk(min(top, probabilities.shape[-1])).indices
-    for index in best.tolist():
-        mean, std = logits.mean[row, index].item(), logits.std[row, index].item()
-        yield Score(index, network.label(index), probabilities[row, index].item(), mean, std)
 
 
 def checked_variance(value: float, name: str = "--noise-variance") -> float:

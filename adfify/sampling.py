@@ -54,7 +54,7 @@ def monte_carlo(
     batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
     control: ADFNetwork | None = None,
-    outputs: int | Sequence[int] | str = 5,
+    outputs: int | Sequence[int] | Tensor | str = 5,
 ) -> MonteCarlo:
     """The moments of a network's outputs under Gaussian input noise, by brute force: the truth ADF is held against.
 
@@ -111,7 +111,7 @@ def _controlled(
     x: Moments,
     draws: int,
     seed: int,
-    outputs: int | Sequence[int] | str,
+    outputs: int | Sequence[int] | Tensor | str,
     batch_size: int,
     progress: Callable[[int], None] | None,
 ) -> MonteCarlo:
@@ -163,9 +163,9 @@ class Prediction:
     """A prediction with its variance in two parts (Loquercio, Segu & Scaramuzza 2020, equation 8).
 
     Attributes:
-        mean: average of the passes' means.
-        data_variance: average of the passes' variances: from the input noise, units taken as independent.
-        model_variance: variance of the passes' means: from dropout; 0 for a network without sampled dropout.
+        mean: of the outputs.
+        data_variance: from the noise of the inputs.
+        model_variance: from dropout; 0 for a network whose dropout is off.
     """
 
     mean: Tensor
@@ -183,21 +183,30 @@ class Prediction:
         return self.variance.sqrt()
 
 
-def predict(adf: ADFNetwork, x: Any, draws: int = 20, *, seed: int = 0) -> Prediction:
-    """Total predictive uncertainty: ADF for the data's part, Monte Carlo dropout for the model's.
+def predict(adf: ADFNetwork, x: Any, draws: int = 20, *, seed: int = 0, one_pass: bool = False) -> Prediction:
+    """Total predictive uncertainty, split into the data's part and the model's.
 
-    Source: Loquercio, Segu & Scaramuzza, RA-L 2020, algorithm 1.
+    By :meth:`ADFNetwork.joint`, or as published: ADF for the data's part, Monte Carlo dropout for the model's.
+
+    Source: Loquercio, Segu & Scaramuzza, RA-L 2020, algorithm 1 (``one_pass=True``).
 
     Args:
-        adf: a network converted with ``dropout="sampled"``, with one output tensor. With the other policies
-            every pass is the same, and the model's part is 0 (off) or inside the data's (analytic).
+        adf: a network with one output tensor, converted with ``dropout="sampled"`` or ``"analytic"``, or with dropout
+            off: then there is no model's part.
         x: what the network takes, a tensor or Moments.
-        draws: passes, each with masks of its own, at least 2.
-        seed: of the masks: the same answer every time; torch's own random state is left as it was.
+        draws: with ``one_pass``, passes, each with masks of its own, at least 2.
+        seed: of the noise and the masks: the same answer every time; torch's own random state is left as it was.
+        one_pass: the published algorithm. Its data variance takes units as independent, and is too small on deep
+            networks, often by an order of magnitude.
 
     Raises:
         InputError: fewer than 2 draws, or a network with other than one output.
     """
+    if not one_pass:
+        joint = adf.joint(x, outputs="all", seed=seed)
+        model_variance = torch.zeros_like(joint.variance) if joint.model_variance is None else joint.model_variance
+        parts = (joint.mean, joint.variance - model_variance, model_variance)
+        return Prediction(*map(joint.as_output, parts))
     if draws < 2:
         raise InputError(f"draws={draws}; a variance needs at least 2.")
     with torch.random.fork_rng(), torch.no_grad():

@@ -9,6 +9,8 @@ Bayes: Efron & Morris, JASA 70, 1975; of variances: Smyth, Stat. Appl. Genet. Mo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -19,7 +21,7 @@ from adfify.moments import JointMoments, Moments, is_moments
 from adfify.noisy import Draws, Original
 from adfify.streaming import Powers
 
-SAMPLES = 32
+SAMPLES, LEAST_CHUNK = 32, 8
 LARGEST_COVARIANCE = 1024
 """Outputs of which the covariance is given."""
 
@@ -33,21 +35,15 @@ def moments(question: Question) -> JointMoments:
 def _of_one(original: Original, question: Question) -> JointMoments:
     request = question.request
     samples = max(2, request.samples or SAMPLES)
-    chunk = request.chunk_size or 8
-    powers: Powers | None = None
-    kept: list[Tensor] = []
-    shape: tuple[int, ...] = ()
-    for at in range(0, samples, chunk):
-        draws = Draws(request.seed, range(at, min(at + chunk, samples)))
-        outputs, _ = original.at(question.inputs, draws, gradients=False)
-        values, shape = question.output_of(outputs, draws.count)
-        powers = powers or Powers(values.mean(0))
-        powers.add(values)
-        kept.append(values)
-    assert powers is not None
+    powers, kept, shape, masks = _drawn(original, question, samples)
     mean, variance, mean_error, std_error = powers.moments()
     indices = request.indices(mean.unsqueeze(0))[0]
     variance = moderated(variance, 2 * variance.sqrt() * std_error, _pattern(question, shape), shape)
+    model_variance = None
+    if masks:
+        certain = tuple(Moments(x.mean, 0 * x.variance) if isinstance(x, Moments) else x for x in question.inputs)
+        alone = _drawn(original, replace(question, inputs=certain), samples)[0].moments()[1]
+        model_variance = torch.minimum(alone, variance)[indices].unsqueeze(0)
     covariance = None
     if len(indices) <= LARGEST_COVARIANCE:
         chosen = torch.cat([values[:, indices] for values in kept])
@@ -63,8 +59,28 @@ def _of_one(original: Original, question: Question) -> JointMoments:
         draws=one,
         mean_error=mean_error[indices].unsqueeze(0),
         std_error=std_error[indices].unsqueeze(0),
+        model_variance=model_variance,
         shape=shape,
     )
+
+
+def _drawn(original: Original, question: Question, samples: int) -> tuple[Powers, list[Tensor], tuple[int, ...], bool]:
+    """The outputs' powers, the outputs ``[K, M]`` themselves, their shape, and whether there were random masks."""
+    chunk = question.request.chunk_size or LEAST_CHUNK
+    powers: Powers | None = None
+    kept: list[Tensor] = []
+    shape: tuple[int, ...] = ()
+    masks = False
+    for at in range(0, samples, chunk):
+        draws = Draws(question.request.seed, range(at, min(at + chunk, samples)))
+        outputs, sources = original.at(question.inputs, draws, gradients=False)
+        values, shape = question.output_of(outputs, draws.count)
+        masks = any(source.is_mask for source in sources)
+        powers = powers or Powers(values.mean(0))
+        powers.add(values)
+        kept.append(values)
+    assert powers is not None
+    return powers, kept, shape, masks
 
 
 def _pattern(question: Question, shape: tuple[int, ...]) -> Tensor:
