@@ -32,8 +32,8 @@ LINEAR = frozenset({None, "affine", "structural", "metadata"})
 
 
 def _is_linear(origin: Origin) -> bool:
-    """Whether an operation injects nothing: where the moments of a pooling are exact, it is an average."""
-    return origin.family in LINEAR or (origin.exact and origin.family == "pooling")
+    """Whether it injects nothing: a pooling that is exact averages, a normalisation that is has its statistics."""
+    return origin.family in LINEAR or (origin.exact and origin.family in ("pooling", "normalization"))
 
 
 def moments(question: Question) -> JointMoments:

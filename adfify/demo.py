@@ -1,4 +1,4 @@
-"""The main job on an embedded default: a real network and real pictures, and how far off the one-pass std is."""
+"""The main job on an embedded default: a real network, real pictures, one pass and joint moments beside the truth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from adfify import metrics
 from adfify.checkpoint import Source
 from adfify.errors import DataError
-from adfify.moments import Moments
+from adfify.joint import joined
+from adfify.moments import JointMoments, Moments
 from adfify.prediction import classifier, read_picture
 from adfify.preprocessing import needs
 from adfify.sampling import MonteCarlo, monte_carlo
@@ -35,12 +36,14 @@ class Level:
     Attributes:
         noise_variance: of every pixel, pixels in [0, 1].
         one_pass: moments of the logits by ADF, ``[pictures, classes]``.
+        joint: joint moments of the top logits, ``[pictures, 1]``.
         truth: the same by Monte Carlo on the original network.
         top: ``[pictures]``, the class that is looked at: the most probable one without noise.
     """
 
     noise_variance: float
     one_pass: Moments
+    joint: JointMoments
     truth: MonteCarlo
     top: Tensor
 
@@ -77,6 +80,26 @@ class Level:
     def mean_error(self) -> float:
         """Distance of the means of the top logit in true stds, median over pictures."""
         return _median((self.one_pass_mean - self.true_mean).abs() / self.true_std)
+
+    @property
+    def joint_mean(self) -> Tensor:
+        """``[pictures]``, of the top logit, by joint moments."""
+        return self.joint.mean[:, 0]
+
+    @property
+    def joint_std(self) -> Tensor:
+        """``[pictures]``, of the top logit, by joint moments."""
+        return self.joint.std[:, 0]
+
+    @property
+    def joint_ratio(self) -> float:
+        """True std over that of joint moments, median over pictures."""
+        return _median(self.true_std / self.joint_std)
+
+    @property
+    def joint_mean_error(self) -> float:
+        """Distance of the means by joint moments in true stds, median over pictures."""
+        return _median((self.joint_mean - self.true_mean).abs() / self.true_std)
 
     @property
     def rank_pictures(self) -> float:
@@ -169,12 +192,13 @@ def run(
         truth = monte_carlo(
             source.model, pictures, variance, draws, seed=seed, batch_size=max(BATCH, len(paths)), progress=done
         )
-        rows = []
-        for picture in pictures:
+        rows, joints = [], []
+        for picture, index in zip(pictures, top, strict=True):
             rows.append(network.logits(picture.unsqueeze(0), noise_variance))
+            joints.append(network.joint(picture.unsqueeze(0), noise_variance, index.reshape(1, 1)))
             done(1)
         one_pass = Moments(torch.cat([row.mean for row in rows]), torch.cat([row.variance for row in rows]))
-        levels.append(Level(noise_variance, one_pass, truth, top))
+        levels.append(Level(noise_variance, one_pass, joined(joints), truth, top))
     labels = tuple(network.label(index) for index in top.tolist())
     pixels = source.preprocessing.pixels(pictures)
     return Demo(source.name, source.weights, draws, tuple(paths), pixels, labels, probability, tuple(levels))
@@ -191,12 +215,15 @@ def record(demo: Demo) -> dict[str, Any]:
             "noise_variance": level.noise_variance,
             "true_std_over_one_pass_std": level.std_ratio,
             "mean_error_in_true_std": level.mean_error,
+            "true_std_over_joint_std": level.joint_ratio,
+            "joint_mean_error_in_true_std": level.joint_mean_error,
             "rank_correlation_over_pictures": level.rank_pictures,
             "rank_correlation_over_logits": level.rank_logits,
             "pictures": [
                 {
                     "path": str(path),
                     "one_pass": {"mean": float(level.one_pass_mean[row]), "std": float(level.one_pass_std[row])},
+                    "joint": {"mean": float(level.joint_mean[row]), "std": float(level.joint_std[row])},
                     "monte_carlo": {"mean": float(level.true_mean[row]), "std": float(level.true_std[row])},
                 }
                 for row, path in enumerate(demo.paths)
@@ -215,7 +242,7 @@ def record(demo: Demo) -> dict[str, Any]:
     }
 
 
-_ONE_PASS, _TRUTH, _MUTED = "#c8373f", "#00708a", "#666666"
+_ONE_PASS, _JOINT, _TRUTH, _MUTED = "#c8373f", "#d98a00", "#00708a", "#666666"
 
 
 def draw(demo: Demo, path: Path) -> Path:
@@ -228,12 +255,12 @@ def draw(demo: Demo, path: Path) -> Path:
     figure = needs("matplotlib.figure", "demo").Figure(figsize=(10, 6.6), dpi=160)
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
     name, noise = demo.name.partition(":")[2] or demo.name, demo.middle.noise_variance
-    title = f"One pass through {name}: a mean and a std for every logit"
+    title = f"{name}: a mean and a std for every logit"
     above.text(0.5, 0.92, title, size=15, weight="bold", ha="center")
-    above.text(0.56, 0.06, f"top logit ± std under pixel noise of variance {noise:g}:", size=11, ha="right")
-    above.text(0.57, 0.06, "one pass", size=11, weight="bold", color=_ONE_PASS)
-    above.text(0.66, 0.06, "Monte Carlo", size=11, weight="bold", color=_TRUTH)
-    grid = {"left": 0.01, "right": 0.99, "bottom": 0.3, "top": 0.8, "wspace": 0.05}
+    above.text(0.52, 0.02, f"top logit ± std under pixel noise of variance {noise:g}:", size=11, ha="right")
+    for place, what, colour in ((0.53, "one pass", _ONE_PASS), (0.62, "joint", _JOINT), (0.68, "Monte Carlo", _TRUTH)):
+        above.text(place, 0.02, what, size=11, weight="bold", color=colour)
+    grid = {"left": 0.01, "right": 0.99, "bottom": 0.35, "top": 0.8, "wspace": 0.05}
     for row, axes in enumerate(above.subplots(1, len(demo.paths), squeeze=False, gridspec_kw=grid)[0]):
         _picture(axes, demo, row)
     grid = {"left": 0.065, "right": 0.99, "bottom": 0.13, "top": 0.9, "wspace": 0.16}
@@ -252,6 +279,7 @@ def _picture(axes: Axes, demo: Demo, row: int) -> None:
     for line, (mean, std, colour) in enumerate(
         (
             (level.one_pass_mean[row], level.one_pass_std[row], _ONE_PASS),
+            (level.joint_mean[row], level.joint_std[row], _JOINT),
             (level.true_mean[row], level.true_std[row], _TRUTH),
         )
     ):
@@ -265,6 +293,7 @@ def _against_noise(axes: Axes, demo: Demo) -> None:
     noise = [level.noise_variance for level in demo.levels]
     curves = (
         ("Monte Carlo on the original network", _TRUTH, [level.true_std for level in demo.levels]),
+        ("joint moments", _JOINT, [level.joint_std for level in demo.levels]),
         ("one pass, units taken as independent", _ONE_PASS, [level.one_pass_std for level in demo.levels]),
     )
     for name, colour, stds in curves:

@@ -89,19 +89,22 @@ def of_predictions(predictions: Iterable[Prediction]) -> Table:
 def of_demo(demo: Demo) -> tuple[Table, Table]:
     """The predictions at the middle noise level, and for every level how far off the one-pass moments are."""
     middle = demo.middle
-    logits = ("logit, one pass", "logit, Monte Carlo")
+    logits = ("logit, one pass", "logit, joint", "logit, Monte Carlo")
     pictures = _table("picture", "label", "probability", *logits, numbers=["probability", *logits])
     for row, (path, label) in enumerate(zip(demo.paths, demo.labels, strict=True)):
         one_pass = plus_minus(float(middle.one_pass_mean[row]), float(middle.one_pass_std[row]))
+        joint = plus_minus(float(middle.joint_mean[row]), float(middle.joint_std[row]))
         truth = plus_minus(float(middle.true_mean[row]), float(middle.true_std[row]))
-        pictures.add_row(path.name, short(label), f"{float(demo.probabilities[row]):.1%}", one_pass, truth)
-    columns = ("pixel noise variance", "one-pass std", "Monte Carlo std", "one-pass std is", "its mean is off by")
+        pictures.add_row(path.name, short(label), f"{float(demo.probabilities[row]):.1%}", one_pass, joint, truth)
+    stds = ("one-pass std", "joint std", "Monte Carlo std")
+    columns = ("pixel noise variance", *stds, "one-pass std is", "its mean is off by")
     ranks = ("rank corr. over pictures", "over logits")
     levels = _table(*columns, *ranks, numbers=[*columns, *ranks])
     for level in demo.levels:
         levels.add_row(
             f"{level.noise_variance:g}",
             number(float(level.one_pass_std.median())),
+            number(float(level.joint_std.median())),
             number(float(level.true_std.median())),
             off(level.std_ratio),
             f"{level.mean_error:.2f} true std",
@@ -121,7 +124,9 @@ def _sentence(demo: Demo, level: Level) -> str:
     return (
         f"At pixel noise variance {level.noise_variance:g} the one-pass std of the top logit is {off(level.std_ratio)} "
         f"({median}; Monte Carlo itself is good to {demo.std_error:.0%}), "
-        f"and its mean is off by {level.mean_error:.2f} true std."
+        f"and its mean is off by {level.mean_error:.2f} true std; "
+        f"that of joint moments is {1 / level.joint_ratio:.2f} of the true one, and the mean off by "
+        f"{level.joint_mean_error:.2f}."
     )
 
 

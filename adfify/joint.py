@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adfify.errors import InputError
@@ -108,6 +108,7 @@ class Question:
 def joint(network: ADFNetwork, inputs: Sequence[Any], request: Request) -> JointMoments:
     """See :meth:`ADFNetwork.joint`."""
     with torch.inference_mode(False):
+        refuse_training_statistics(network)
         question = Question(network, _as_given(network, inputs), request)
         return _method(question)(question)
 
@@ -152,6 +153,16 @@ def _many(question: Question) -> bool:
     one = question.rows(slice(0, 1))
     outputs, _ = Original(question.network).at(one.inputs, Draws(0, range(1)), gradients=False)
     return question.output_of(outputs, 1)[0].shape[1] >= MANY_OUTPUTS
+
+
+def refuse_training_statistics(network: nn.Module) -> None:
+    """Raise InputError where a normalisation would mix the inputs of a batch."""
+    for path, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            raise InputError(
+                f"'{path}' ({type(module).__name__}) takes its statistics from the batch, which would mix its inputs: "
+                "call .eval() on the network first, and give the layer running statistics."
+            )
 
 
 def _as_given(network: ADFNetwork, inputs: Sequence[Any]) -> tuple[Any, ...]:

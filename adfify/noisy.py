@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from adfify import original
-from adfify.errors import InputError
 from adfify.gaussian import interpolation
 from adfify.moments import Moments
 from adfify.network import ADFNetwork
@@ -97,7 +96,6 @@ class Original(fx.Interpreter):
         self._plain: dict[str, nn.Module] = {}
         self._sources: list[Source] = []
         self._draws, self._pictures, self._needs_gradients = Draws(0, range(1)), 0, False
-        _refuse_training_statistics(network)
 
     def at(self, inputs: Sequence[Any], draws: Draws, gradients: bool) -> tuple[Any, list[Source]]:
         """Outputs ``[K * N, ...]`` in the model's structure, and the sources of their noise.
@@ -192,12 +190,3 @@ def _in_format_of(like: Tensor, x: Tensor) -> Tensor:
     """Keeps channels_last, in which convolutions may be several times faster."""
     channels_last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
     return x.contiguous(memory_format=torch.channels_last) if channels_last and not like.is_contiguous() else x
-
-
-def _refuse_training_statistics(network: nn.Module) -> None:
-    for path, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
-            raise InputError(
-                f"'{path}' ({type(module).__name__}) takes its statistics from the batch, which would mix its inputs: "
-                "call .eval() on the network first, and give the layer running statistics."
-            )

@@ -116,11 +116,12 @@ def _controlled(
     progress: Callable[[int], None] | None,
 ) -> MonteCarlo:
     from adfify import interpolated
-    from adfify.joint import Question, Request
+    from adfify.joint import Question, Request, refuse_training_statistics
     from adfify.noisy import Original
 
     if draws < LEAST_CONTROLLED:
         raise InputError(f"draws={draws}; with a control there must be {LEAST_CONTROLLED} or more, in pairs.")
+    refuse_training_statistics(control)
     question = Question(control, (x,), Request(outputs, samples=draws, seed=seed, chunk_size=batch_size))
     with torch.no_grad():
         given, own = model(x.mean), Original(control).run(x.mean)

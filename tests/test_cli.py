@@ -144,7 +144,7 @@ def test_convert_writes_a_program_and_its_plan(adfify, sources, tmp_path, folder
     plan = json.loads(out.with_suffix(".json").read_text())
     assert {record["op"] for record in plan["plan"]} >= {"torch.nn.Conv2d", "torch.nn.ReLU", "torch.nn.Linear"}
     (folder / "b.png").unlink()
-    before, after = (adfify.json("predict", spec, folder)["predictions"] for spec in ("tiny", out))
+    before, after = (adfify.json("predict", spec, folder, "--one-pass")["predictions"] for spec in ("tiny", out))
     for one, other in zip(before, after, strict=True):
         assert one["path"] == other["path"]
         best, again = one["top"][0], other["top"][0]
@@ -241,7 +241,7 @@ def test_a_bug_keeps_its_traceback(adfify, monkeypatch):
 def test_predict_names_the_unreadable_and_does_the_rest(adfify, sources, folder):
     text = adfify("predict", "tiny", folder, "nowhere.jpg", code=2)
     assert text.count(" ± ") == 3  # both pictures, and the title
-    assert "not a calibrated error bar" in text
+    assert "correlations of units included" in text
     assert str(folder / "b.png") in adfify.stderr
     assert "nowhere.jpg can't be read: there is no such file" in adfify.stderr
     assert "2 of 4" in adfify.stderr
@@ -252,12 +252,41 @@ def test_predict_as_json(adfify, sources, folder):
     assert [Path(entry["path"]).name for entry in report["predictions"]] == ["a.png", "c.png"]
     assert [Path(entry["path"]).name for entry in report["unreadable"]] == ["b.png"]
     assert (report["noise_variance"], len(report["predictions"][0]["top"])) == (0.01, 2)
-    assert "independent" in report["note"]
+    assert "correlations" in report["note"]
     x = prediction.read_picture(folder / "a.png", tiny.PREPROCESSING).unsqueeze(0)
-    logits = prediction.classifier(sources["tiny"]).logits(x, 0.01)
+    network = prediction.classifier(sources["tiny"])
+    shown = report["predictions"][0]["top"]
+    joint = network.joint(x, 0.01, torch.tensor([[score["index"] for score in shown]]))
+    assert [score["mean"] for score in shown] == pytest.approx(joint.mean[0].tolist(), rel=1e-5)
+    assert [score["std"] for score in shown] == pytest.approx(joint.std[0].tolist(), rel=1e-5)
+
+
+def test_predict_by_one_pass(adfify, sources, folder, tmp_path):
+    report = adfify.json("predict", "tiny", folder / "a.png", "--one-pass")
+    assert "not a calibrated error bar" in report["note"]
+    assert adfify.stderr == ""  # asked for, it is no reason to warn
+    x = prediction.read_picture(folder / "a.png", tiny.PREPROCESSING).unsqueeze(0)
+    logits = prediction.classifier(sources["tiny"]).logits(x, 1e-3)
     best = report["predictions"][0]["top"][0]
-    assert best["mean"] == pytest.approx(logits.mean[0, best["index"]].item(), rel=1e-5)
     assert best["std"] == pytest.approx(logits.std[0, best["index"]].item(), rel=1e-5)
+    adfify("convert", "tiny", "-o", tmp_path / "tiny.pt2")
+    assert "not a calibrated error bar" in adfify("predict", tmp_path / "tiny.pt2", folder / "a.png")
+
+
+def test_predict_explains(adfify, sources, folder, tmp_path):
+    (folder / "more").mkdir()
+    tiny.picture(folder / "more" / "a.png", 7)
+    (folder / "b.png").unlink()
+    text = adfify("predict", "tiny", folder, "--explain", tmp_path / "why")
+    assert sorted(file.name for file in (tmp_path / "why").iterdir()) == ["a-2.png", "a.png", "c.png"]
+    assert str(tmp_path / "why" / "a-2.png") in text
+    again = adfify.json("predict", "tiny", folder / "c.png", "--explain", tmp_path / "why")
+    assert again["figures"] == [str(tmp_path / "why" / "c-2.png")]
+    adfify("predict", "tiny", folder, "--explain", tmp_path, "--one-pass", code=2)
+    assert "--one-pass" in adfify.stderr
+    adfify("convert", "tiny", "-o", tmp_path / "tiny.pt2")
+    adfify("predict", tmp_path / "tiny.pt2", folder, "--explain", tmp_path, code=2)
+    assert ".pt2" in adfify.stderr
 
 
 def test_predict_done_is_exit_code_0(adfify, sources, folder):
@@ -322,7 +351,7 @@ def test_demo_on_a_small_network(adfify, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "demo_pictures", lambda: paths)
     args = ("demo", "--draws", 50, "-o", tmp_path / "out")
     text = adfify(*args)
-    assert text.count("true std.") == len(demo.LEVELS)
+    assert text.count("true std; ") == len(demo.LEVELS)
     assert "not a calibrated error bar" in text
     assert "adfify convert demo" in text
     figure = tmp_path / "out" / "demo.png"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from adfify import Moments, benchmark, demo, metrics, prediction
+from adfify import Moments, benchmark, demo, explaining, metrics, prediction
 from adfify.errors import CheckpointError, DataError, InputError
 from adfify.program import load, save
 
@@ -93,6 +93,7 @@ def test_predictions_come_in_order_and_best_first(network, tmp_path):
     assert [result.path for result in good] == [paths[i] for i in (0, 1, 3, 4)]
     x = torch.stack([prediction.read_picture(result.path, tiny.PREPROCESSING) for result in good])
     logits = network.logits(x, 1e-3)
+    joint = network.joint(x, 1e-3, torch.arange(4).expand(4, -1))
     for row, result in enumerate(good):
         shares = [score.probability for score in result.top]
         assert len(shares) == 4
@@ -100,8 +101,20 @@ def test_predictions_come_in_order_and_best_first(network, tmp_path):
         assert sum(shares) == pytest.approx(1)
         best = result.top[0]
         assert best.label == tiny.LABELS[best.index]
-        assert best.mean == pytest.approx(logits.mean[row, best.index].item(), rel=1e-5)
-        assert best.std == pytest.approx(logits.std[row, best.index].item(), rel=1e-5)
+        assert best.mean == pytest.approx(joint.mean[row, best.index].item(), rel=1e-3)
+        assert best.std == pytest.approx(joint.std[row, best.index].item(), rel=1e-3)
+    (fast, *_) = prediction.predict(network, paths[:1], 1e-3, one_pass=True)
+    assert fast.top[0].std == pytest.approx(logits.std[0, fast.top[0].index].item(), rel=1e-5)
+
+
+def test_the_parts_of_an_explanation_sum_to_the_whole(network, tmp_path):
+    (result,) = prediction.predict(network, [tiny.picture(tmp_path / "a.png")], 1e-2)
+    found = explaining.explain(network, result, 1e-2)
+    assert found.share.shape == (16, 16)
+    assert float(found.share.sum()) == pytest.approx(1, abs=1e-4)
+    assert sum(share for _, share in found.layers) == pytest.approx(1, abs=1e-4)
+    assert [name for name, _ in found.layers] == [explaining.INPUT, "features.2"]
+    assert explaining.draw(found, tmp_path / "why.png").stat().st_size > 10_000
 
 
 def test_without_labels_outputs_are_numbered():
@@ -239,7 +252,8 @@ def test_the_demo_compares_with_monte_carlo(tmp_path):
     assert sum(seen) == demo.steps(3, 400, 2)
     for level in result.levels:
         assert level.std_ratio == pytest.approx(1, abs=0.15)
-        assert level.mean_error < 0.2
+        assert level.joint_ratio == pytest.approx(1, abs=0.15)
+        assert max(level.mean_error, level.joint_mean_error) < 0.2
         assert level.rank_logits > 0.7
     low, high = (level.one_pass_std for level in result.levels)
     torch.testing.assert_close(high, low * 10, rtol=1e-4, atol=0)
