@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from adfify.gaussian import interpolation, moderation
+from adfify.averages import Average, Values
+from adfify.gaussian import interpolation
 from adfify.joint import Question, joined, replaced
 from adfify.moments import Attribution, JointMoments, Moments, is_moments
 from adfify.noisy import Draws, Original, Source, gradients
 
 TOLERANCE, MOST_PAIRS = 0.02, 4
-MEAN_TOLERANCE, SINGLES, MOST_SINGLES = 0.12, 4, 16
+LOOSE_TOLERANCE, MOST_LOOSE_PAIRS, WORTH = 0.055, 12, 0.2
+"""Up to more pairs where the error is still large, unless that of one is: then single passes are worth more."""
+MEAN_TOLERANCE, SINGLES, MOST_SINGLES, MOST_LOOSE_SINGLES = 0.12, 4, 16, 64
 WITHIN = 0.6
 """Relative variance of one pair's estimate over d^2; see Note [What decides the cost]."""
 EASY_TOLERANCE, FREE, MORE, MOST_FREE = 0.005, 2**18, 16, 2**14
@@ -83,17 +86,27 @@ class _Estimate:
             self._add_pairs(first)
         return self._finish(first)
 
-    def _unsure(self) -> Tensor:
-        error = self.relative_error().square().mean(1).sqrt()
-        return self._every[error > (EASY_TOLERANCE if len(self._each) >= interpolation.MANY else TOLERANCE)]
+    def _error(self) -> Tensor:
+        """``[N]``: of the std, relative to it, over the outputs."""
+        return self.relative_error().square().mean(1).sqrt()
 
     def _add_pairs(self, first: Tensor) -> None:
-        while len(self._each) < MOST_PAIRS and len(rows := self._unsure()) > 0:
+        while True:
+            error, ran = self._error(), self._ran()[:, 0]
+            more = (error > TOLERANCE) & (ran < MOST_PAIRS)
+            more |= (error > LOOSE_TOLERANCE) & (ran < MOST_LOOSE_PAIRS) & (error * ran.sqrt() < WORTH)
+            rows = self._every[more]
+            if len(rows) == 0:
+                return
             self._pairs(range(len(self._each), len(self._each) + 1), rows, first)
+
+    def _ran(self) -> Tensor:
+        """``[N, 1]``: how many pairs."""
+        return torch.stack(self._each)[:, 0].isfinite().sum(0)[:, :1]
 
     def _with_more(self, most: int, first: Tensor) -> JointMoments:
         """The result, with more pairs, a power of two of them as Sobol points want, where those so far do not do."""
-        found, error = self._finish(first), self.relative_error().square().mean(1).sqrt()
+        found, error = self._finish(first), self._error()
         needed = len(self._each) * (error / EASY_TOLERANCE).square().clamp(max=MOST_FREE)
         doublings = needed.clamp(min=1, max=most).log2().ceil()
         for power in sorted(set(doublings.tolist())):
@@ -197,12 +210,14 @@ class _Estimate:
         return torch.where(mean > 0, relative, 0.0).sqrt()
 
     def _finish(self, first: Tensor | None) -> JointMoments:
-        ran = torch.stack(self._each)[:, 0].isfinite().sum(0)[:, :1]  # [N, 1]
+        ran = self._ran()
         weights = self._weights() / ran[:, 0]
         parts = {model: torch.einsum("wnij,wn->nij", total, weights) for model, total in self._products.items()}
-        covariance = self._mended(parts[False] + parts[True])
+        by_gradients = self._mended(parts[False] + parts[True])
+        values = Values(self._centre)
+        average = self._average(first, ran, by_gradients.diagonal(dim1=-2, dim2=-1), values)
+        covariance, error = self._with_values(by_gradients, values)
         variance = covariance.diagonal(dim1=-2, dim2=-1)
-        average = self._average(first, ran, variance)
         mean, mean_error = average.moderated()
         return JointMoments(
             mean=mean,
@@ -213,29 +228,44 @@ class _Estimate:
             samples=2 * ran[:, 0],
             draws=average.weight[:, 0].to(ran.dtype),
             mean_error=mean_error * variance.sqrt(),
-            std_error=self.relative_error() * variance.sqrt(),
+            std_error=error * variance.sqrt(),
             model_variance=parts[True].diagonal(dim1=-2, dim2=-1),
             model_covariance=parts[True],
-            attribution=self._attribution(weights) if self._request.attribution else None,
+            attribution=self._attribution(weights, variance) if self._request.attribution else None,
             shape=self._shape,
         )
 
-    def _average(self, first: Tensor | None, ran: Tensor, variance: Tensor) -> _Average:
+    def _with_values(self, covariance: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+        """The covariance by gradients and that of the values, each by its precision, and the std's relative error."""
+        error = self.relative_error()
+        if values.count is None or any(source.is_mask for source in self._sources.values()):
+            return covariance, error  # of the values, nobody can say what the masks' part is
+        own = error.square().mean(1, keepdim=True)
+        other = 0.5 / (values.count - 1).to(own)
+        weight = (own / (own + other)).unsqueeze(-1)
+        together = torch.lerp(covariance, values.covariance(), weight)
+        return together, error * (1 - weight[..., 0]).sqrt()
+
+    def _average(self, first: Tensor | None, ran: Tensor, variance: Tensor, outputs: Values) -> Average:
         """Of what the mean gradient leaves of the outputs: a control variate, whose own mean is 0."""
-        average = _Average(self._centre, variance, None if first is None else self._one_pass())
+        average = Average(self._centre, variance, None if first is None else self._one_pass())
         for draws, rows, values, linear in self._values:
             rest = values - (self._linear(draws, rows) - linear) / (ran[rows] - 1).clamp(min=1)
             # A single pair has no other, whose gradient is independent of its noise.
             average.add(rows, rest, (ran[rows] > 1).to(rest))
         if first is None:
             return average
+        error = self._error()
         values, numbers, rows = first, range(SINGLES), self._every
         while True:
             chosen = values.gather(2, self._indices[rows].expand(len(values), -1, -1))
+            outputs.add(rows, chosen)
             rest = chosen - self._linear(Draws(self._request.seed, numbers), rows) / ran[rows]
             average.add(rows, rest, torch.ones_like(rest[0, :, :1]))
-            unsure = self._every[average.moderated()[1][:, 0] > MEAN_TOLERANCE]
-            if self._request.samples is not None or len(unsure) == 0 or numbers.stop >= MOST_SINGLES:
+            more = (average.moderated()[1][:, 0] > MEAN_TOLERANCE) & (numbers.stop < MOST_SINGLES)
+            more |= (error > LOOSE_TOLERANCE) & (numbers.stop < MOST_LOOSE_SINGLES)
+            unsure = self._every[more]
+            if self._request.samples is not None or len(unsure) == 0:
                 return average
             rows, numbers = unsure, range(numbers.stop, numbers.stop + SINGLES)
             values = self._singles(numbers, rows)
@@ -260,10 +290,14 @@ class _Estimate:
         parts = [_along(self._gradients[s.name][rows], self._noise(draws, s)) for s in self._sources.values()]
         return sum(parts[1:], parts[0])
 
-    def _attribution(self, weights: Tensor) -> Attribution:
+    def _attribution(self, weights: Tensor, variance: Tensor) -> Attribution:
         shares: dict[bool, dict[str, Tensor]] = {False: {}, True: {}}
+        found = {name: torch.einsum("wnkd,wn->nkd", parts, weights) for name, parts in self._summands.items()}
+        total = sum(share.sum(2) for share in found.values())
+        assert isinstance(total, Tensor)
+        scale = torch.where(total > 0, variance / torch.where(total > 0, total, 1.0), 0.0).unsqueeze(-1)
         for name, source in self._sources.items():
-            share = torch.einsum("wnkd,wn->nkd", self._summands[name], weights)
+            share = scale * found[name]
             shares[source.is_mask][name] = share.reshape(*share.shape[:2], *source.drawn.shape[1:])
         return Attribution(inputs=shares[False], masks=shares[True], layers={})
 
@@ -284,44 +318,6 @@ class _Unbiased(_Estimate):
 
     def _mended(self, covariance: Tensor) -> Tensor:
         return covariance
-
-
-class _Average:
-    """A weighted mean of values that come in blocks, with its standard error; float64, about a centre.
-
-    Args:
-        centre: ``[N, k]``, what the values lie around.
-        variance: ``[N, k]``, of the outputs: the unit of errors.
-        other: ``[N, k]``, a second estimate, without noise but with a bias that nobody knows, if there is one.
-    """
-
-    def __init__(self, centre: Tensor, variance: Tensor, other: Tensor | None) -> None:
-        self._centre, self._variance, self._other = centre, variance, other
-        self._sum, self._squares = (torch.zeros_like(centre, dtype=torch.float64) for _ in range(2))
-        self.weight = torch.zeros_like(self._sum[:, :1])
-
-    def add(self, rows: Tensor, values: Tensor, weight: Tensor) -> None:
-        """``[K, n, k]`` for some rows, each row with a weight, ``[n, 1]``."""
-        from_centre = (values - self._centre[rows]).double()
-        self._sum.index_add_(0, rows, weight * from_centre.sum(0))
-        self._squares.index_add_(0, rows, weight * from_centre.square().sum(0))
-        self.weight.index_add_(0, rows, weight.double() * len(values))
-
-    def moderated(self) -> tuple[Tensor, Tensor]:
-        """The mean ``[N, k]``, and its standard error in units of the std, ``[N, 1]``."""
-        mean, error = self._plain()
-        if self._other is None:
-            return mean, self._relative(error)
-        return moderation.moderated_mean(mean, error, self._other, self._variance)
-
-    def _plain(self) -> tuple[Tensor, Tensor]:
-        mean = self._sum / self.weight
-        spread = (self._squares / self.weight - mean.square()).clamp(min=0)
-        error = (spread / (self.weight - 1)).sqrt()
-        return (self._centre + mean).to(self._centre.dtype), error.to(self._centre.dtype)
-
-    def _relative(self, error: Tensor) -> Tensor:
-        return torch.where(self._variance > 0, error.square() / self._variance, 0.0).mean(1, keepdim=True).sqrt()
 
 
 def _along(gradient: Tensor, noise: Tensor) -> Tensor:

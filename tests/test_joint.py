@@ -309,7 +309,7 @@ def test_precision_layout_autocast_compile_and_frozen_weights(residual):
     torch.testing.assert_close(double.covariance.float(), expected.covariance, rtol=1e-3, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         rough = adf.joint(x, outputs=2, samples=2)
-    torch.testing.assert_close(rough.covariance.float(), expected.covariance, rtol=0.1, atol=1e-3)
+    torch.testing.assert_close(rough.covariance.float(), expected.covariance, rtol=0.2, atol=1e-3)
     with torch.inference_mode():
         torch.testing.assert_close(adf.joint(x, outputs=2, samples=2).covariance, expected.covariance)
     frozen = copy.deepcopy(adf).requires_grad_(False)

@@ -1,0 +1,73 @@
+"""Averages and covariances of outputs that come in blocks, of some pictures at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adfify.gaussian import moderation
+
+
+class Average:
+    """A weighted mean of values that come in blocks, with its standard error; float64, about a centre.
+
+    Args:
+        centre: ``[N, k]``, what the values lie around.
+        variance: ``[N, k]``, of the outputs: the unit of errors.
+        other: ``[N, k]``, a second estimate, without noise but with a bias that nobody knows, if there is one.
+    """
+
+    def __init__(self, centre: Tensor, variance: Tensor, other: Tensor | None) -> None:
+        self._centre, self._variance, self._other = centre, variance, other
+        self._sum, self._squares = (torch.zeros_like(centre, dtype=torch.float64) for _ in range(2))
+        self.weight = torch.zeros_like(self._sum[:, :1])
+
+    def add(self, rows: Tensor, values: Tensor, weight: Tensor) -> None:
+        """``[K, n, k]`` for some rows, each row with a weight, ``[n, 1]``."""
+        from_centre = (values - self._centre[rows]).double()
+        self._sum.index_add_(0, rows, weight * from_centre.sum(0))
+        self._squares.index_add_(0, rows, weight * from_centre.square().sum(0))
+        self.weight.index_add_(0, rows, weight.double() * len(values))
+
+    def moderated(self) -> tuple[Tensor, Tensor]:
+        """The mean ``[N, k]``, and its standard error in units of the std, ``[N, 1]``."""
+        mean, error = self._plain()
+        if self._other is None:
+            return mean, self._relative(error)
+        return moderation.moderated_mean(mean, error, self._other, self._variance)
+
+    def _plain(self) -> tuple[Tensor, Tensor]:
+        mean = self._sum / self.weight
+        spread = (self._squares / self.weight - mean.square()).clamp(min=0)
+        error = (spread / (self.weight - 1)).sqrt()
+        return (self._centre + mean).to(self._centre.dtype), error.to(self._centre.dtype)
+
+    def _relative(self, error: Tensor) -> Tensor:
+        return torch.where(self._variance > 0, error.square() / self._variance, 0.0).mean(1, keepdim=True).sqrt()
+
+
+class Values:
+    """The sample covariance of outputs; float64, about a centre ``[N, k]``."""
+
+    def __init__(self, centre: Tensor) -> None:
+        self._centre = centre
+        self._sum = torch.zeros_like(centre, dtype=torch.float64)
+        self._products = torch.zeros(*centre.shape, centre.shape[1], dtype=torch.float64, device=centre.device)
+        self.count: Tensor | None = None
+        """``[N, 1]``: how many; None before the first."""
+
+    def add(self, rows: Tensor, values: Tensor) -> None:
+        """``[K, n, k]`` for some rows, at least 2 in all."""
+        if self.count is None:
+            self.count = torch.zeros_like(self._sum[:, :1])
+        from_centre = (values - self._centre[rows]).double()
+        self._sum.index_add_(0, rows, from_centre.sum(0))
+        self._products.index_add_(0, rows, torch.einsum("cni,cnj->nij", from_centre, from_centre))
+        self.count.index_add_(0, rows, torch.full_like(self._sum[rows, :1], len(values)))
+
+    def covariance(self) -> Tensor:
+        """``[N, k, k]``."""
+        assert self.count is not None
+        count = self.count.unsqueeze(-1)
+        outer = self._sum.unsqueeze(-1) * self._sum.unsqueeze(-2) / count
+        return ((self._products - outer) / (count - 1)).to(self._centre.dtype)
