@@ -26,7 +26,7 @@ from adfify.noisy import Draws, Original, Source, gradients
 TOLERANCE, MOST_PAIRS = 0.02, 4
 LOOSE_TOLERANCE, MOST_LOOSE_PAIRS, WORTH = 0.055, 12, 0.2
 """Up to more pairs where the error is still large, unless that of one is: then single passes are worth more."""
-MEAN_TOLERANCE, SINGLES, MOST_SINGLES, MOST_LOOSE_SINGLES = 0.12, 4, 16, 64
+MEAN_TOLERANCE, SINGLES, MOST_SINGLES, MOST_LOOSE_SINGLES = 0.12, 4, 24, 64
 WITHIN = 0.6
 """Relative variance of one pair's estimate over d^2; see Note [What decides the cost]."""
 EASY_TOLERANCE, FREE, MORE, MOST_FREE = 0.005, 2**18, 16, 2**14
