@@ -38,7 +38,9 @@ def _of_one(original: Original, question: Question) -> JointMoments:
     powers, kept, shape, masks = _drawn(original, question, samples)
     mean, variance, mean_error, std_error = powers.moments()
     indices = request.indices(mean.unsqueeze(0))[0]
-    variance = moderated(variance, 2 * variance.sqrt() * std_error, _pattern(question, shape), shape)
+    # Of few draws the fourth moment, and so the error, comes out too small.
+    error = torch.maximum(2 * variance.sqrt() * std_error, variance * (2 / (samples - 1)) ** 0.5)
+    variance = moderated(variance, error, _pattern(question, shape), shape)
     model_variance = None
     if masks:
         certain = tuple(Moments(x.mean, 0 * x.variance) if isinstance(x, Moments) else x for x in question.inputs)

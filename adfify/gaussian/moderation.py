@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def moderated(variance: Tensor, error: Tensor, pattern: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Variances drawn towards a pattern (empirical Bayes: Efron & Morris, JASA 70, 1975).
+    """Variances drawn towards a pattern, their logarithms (empirical Bayes: Efron & Morris, JASA 70, 1975).
 
     Args:
         variance: ``[M]``, estimates.
@@ -19,14 +19,20 @@ def moderated(variance: Tensor, error: Tensor, pattern: Tensor, shape: tuple[int
         return variance
     units = (shape[0], -1)
     variance_, error_, pattern_ = (x.double().reshape(units) for x in (variance, error, pattern))
-    level = variance_.mean(1, keepdim=True) / pattern_.mean(1, keepdim=True).clamp(min=1e-300)
-    expected = level * pattern_
-    usable = expected > 0
-    safe = torch.where(usable, expected, 1.0)
-    ratio, noise = torch.where(usable, variance_ / safe, 1.0), torch.where(usable, error_ / safe, 0.0)
-    spread = ratio.var(1, keepdim=True, unbiased=False)
-    kept = (1 - noise.square().mean(1, keepdim=True) / spread.clamp(min=1e-300)).clamp(0, 1)
-    result = torch.where(usable, expected * (1 + kept * (ratio - 1)), variance_)
+    known = (variance_ > 0) & (pattern_ > 0)
+    count = known.sum(1, keepdim=True).clamp(min=1)
+
+    def mean(x: Tensor) -> Tensor:
+        return torch.where(known, x, 0.0).sum(1, keepdim=True) / count
+
+    ratio = torch.log(torch.where(known, variance_, 1.0)) - torch.log(torch.where(known, pattern_, 1.0))
+    centre = mean(ratio)
+    noise = mean((error_ / variance_.clamp(min=1e-300)).square())
+    spread = mean((ratio - centre).square())
+    kept = (1 - noise / spread.clamp(min=1e-300)).clamp(0, 1)
+    # The logarithm of a variance lies below that of its expectation, by half of its relative variance.
+    log = centre + 0.5 * (1 - kept) * noise + kept * (ratio - centre)
+    result = torch.where(known, pattern_ * torch.exp(log), variance_)
     return result.to(variance.dtype).reshape(variance.shape)
 
 
