@@ -197,7 +197,8 @@ class _Estimate:
 
     def relative_error(self) -> Tensor:
         """``[N, k]``: standard error of the std, relative to it; see Note [What decides the cost]."""
-        variances = torch.einsum("pwnk,wn->pnk", torch.stack(self._each), self._weights())
+        # Double: variances have squares here, which float32 may not hold.
+        variances = torch.einsum("pwnk,wn->pnk", torch.stack(self._each).double(), self._weights().double())
         ran = variances.isfinite().sum(0)
         mean = variances.nanmean(0)
         if len(variances) >= interpolation.MANY:  # neighbours differ little in r
@@ -207,7 +208,7 @@ class _Estimate:
             within = WITHIN * torch.stack(self._unlike).nansum(0) * mean.square()
             spread = (between + within) / (2 * ran - 1)
         relative = spread / ran / (4 * mean.square())
-        return torch.where(mean > 0, relative, 0.0).sqrt()
+        return torch.where(mean > 0, relative, 0.0).sqrt().to(self._centre.dtype)
 
     def _finish(self, first: Tensor | None) -> JointMoments:
         ran = self._ran()

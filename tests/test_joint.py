@@ -243,6 +243,20 @@ def test_certain_inputs_have_certain_outputs(residual):
     assert not joint.correlation.any()
 
 
+@pytest.mark.parametrize("scale", [1e-13, 1e13])
+def test_outputs_that_vary_by_next_to_nothing_or_by_very_much(scale):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(2, 4)
+    adf = adfify.adfify(model, noise_variance=0.1)
+    expected = adf.joint(x, samples=4)
+    nn.init.constant_(adf.get_parameter("2.bias"), 0.0)
+    with torch.no_grad():
+        adf.get_parameter("2.weight").mul_(scale)
+    scaled = adf.joint(x, samples=4, outputs=expected.indices)
+    torch.testing.assert_close(scaled.std / scale, expected.std, rtol=1e-2, atol=0)
+    assert scaled.std_error.isfinite().all()
+
+
 class Several(nn.Module):
     def forward(self, x: Tensor, index: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"sum": torch.tanh(x) + y, "product": x[:, index[0]] * y}
