@@ -50,7 +50,8 @@ def adfify(
         flags (a forward of your own that reads ``self.training`` is traced as the flag is now). It takes
         what the model takes, tensors or Moments, and returns Moments in the structure the model returned.
 
-        The variance of this one pass takes units as independent: a ranking, not a calibrated error bar.
+        The variance of this one pass takes units as independent: a ranking, not a calibrated error bar. For that
+        there is :meth:`ADFNetwork.joint`.
 
     Raises:
         UnsupportedOpsError: operations without a rule, all of them listed.

@@ -22,6 +22,8 @@ from adfify.errors import InputError
 class Moments:
     """Mean and variance of every element of a random tensor, elements taken as independent.
 
+    Out of a network called directly, the variance has the bias of that assumption: too small on deep networks.
+
     Attributes:
         mean: expected values, any shape, floating point.
         variance: variances (squared units of ``mean``), the same shape as ``mean``.

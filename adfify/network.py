@@ -29,7 +29,8 @@ class ADFNetwork(fx.GraphModule):
     in place of uncertain tensors.
 
     The variance of this one pass takes units as independent. On deep networks that makes it too small,
-    often by an order of magnitude: at best it ranks, roughly; it is not a calibrated error bar.
+    often by an order of magnitude: at best it ranks, roughly; it is not a calibrated error bar. :meth:`joint` takes
+    their correlations into account.
 
     Attributes:
         noise_variance: variance of every element of a plain input tensor, in squared units of the input.
