@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from adfify.errors import InputError
 from adfify.joint import Question, joined
 from adfify.moments import Attribution, JointMoments, Moments, as_moments, is_moments, on_each
 from adfify.network import ADFNetwork
@@ -64,9 +65,10 @@ def _of_chunk(question: Question) -> JointMoments:
         shares[name] = weighted * gradient
     attribution = Attribution(
         inputs={name: shares[name] for name in path.inputs},
-        masks={},
-        layers={name: shares[name].flatten(2).sum(2) for name in path.residuals},
+        masks={name: shares[name] for name in path.residuals if name in path.masks},
+        layers={name: shares[name].flatten(2).sum(2) for name in path.residuals if name not in path.masks},
     )
+    of_masks = [share.flatten(2).sum(2) for share in attribution.masks.values()]
     none = torch.zeros(question.pictures, dtype=torch.int64, device=indices.device)
     return JointMoments(
         mean=chosen.detach(),
@@ -76,6 +78,7 @@ def _of_chunk(question: Question) -> JointMoments:
         method="adjoint",
         samples=none,
         draws=none,
+        model_variance=sum(of_masks, torch.zeros_like(mean.gather(1, indices))).detach(),
         attribution=attribution if question.request.attribution else None,
         shape=shape,
     )
@@ -101,6 +104,7 @@ class _MeanPath(fx.Interpreter):
         self._generator = torch.Generator().manual_seed(seed)
         self.inputs: dict[str, tuple[Tensor, Tensor]] = {}
         self.residuals: dict[str, tuple[Tensor, Tensor]] = {}
+        self.masks: set[str] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         if n.target is as_moments:
@@ -110,9 +114,20 @@ class _MeanPath(fx.Interpreter):
             return x
         result = on_each(lambda x: Moments(x.mean, x.variance.detach()), super().run_node(n))
         origin = n.meta.get("origin")
+        if origin is not None and origin.mask is not None:
+            self._refuse_sampled(n, origin)
         if origin is not None and not _is_linear(origin):
             self._note(n, origin, result)
         return result
+
+    def _refuse_sampled(self, node: fx.Node, origin: Origin) -> None:
+        module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        if origin.mask in (type(module), module):
+            raise InputError(
+                f"'{node.name}' draws a mask in every pass (dropout='sampled'), which samples=0 can't linearise: "
+                "convert with dropout='analytic', or take samples."
+            )
+        self.masks.add(node.name)
 
     def _note(self, node: fx.Node, origin: Origin, result: Any) -> None:
         args, kwargs = self.fetch_args_kwargs_from_env(node)

@@ -27,8 +27,10 @@ TOLERANCE, MOST_PAIRS = 0.02, 4
 LOOSE_TOLERANCE, MOST_LOOSE_PAIRS, WORTH = 0.055, 12, 0.2
 """Up to more pairs where the error is still large, unless that of one is: then single passes are worth more."""
 MEAN_TOLERANCE, SINGLES, MOST_SINGLES, MOST_LOOSE_SINGLES = 0.12, 4, 24, 64
-WITHIN = 0.6
-"""Relative variance of one pair's estimate over d^2; see Note [What decides the cost]."""
+EASY_SINGLES = 64
+"""Of a small network."""
+WITHIN, LEAST = 0.6, 4e-6
+"""Relative variance of one pair's estimate over d^2; see Note [What decides the cost]. And what it is at least."""
 EASY_TOLERANCE, FREE, MORE, MOST_FREE = 0.005, 2**18, 16, 2**14
 """For small networks: their tolerance, the activations of a pass that takes little, and how many pairs there may be."""
 LEAST_CHUNK = 8
@@ -37,7 +39,7 @@ LEAST_CHUNK = 8
 
 def moments(question: Question) -> JointMoments:
     """Of all pictures, in chunks."""
-    original = Original(question.network)
+    original = Original(question.network, question.precision)
     if question.pictures > 1:  # how large the network is
         original.at(question.rows(slice(0, 1)).inputs, Draws(0, range(1)), gradients=False)
     chunk = question.request.chunk_size or max(LEAST_CHUNK, FREE // max(1, original.activations))
@@ -48,7 +50,7 @@ def moments(question: Question) -> JointMoments:
 
 def unbiased(question: Question) -> JointMoments:
     """With ``samples`` noisy inputs, at correlations drawn at random: the expectation is exact, as Monte Carlo's is."""
-    original = Original(question.network)
+    original = Original(question.network, question.precision)
     step = max(1, (question.request.chunk_size or LEAST_CHUNK) // 2)
     starts = range(0, question.pictures, step)
     return joined([_Unbiased(original, question.rows(slice(at, at + step)), 2 * step).run() for at in starts])
@@ -73,6 +75,8 @@ class _Estimate:
     def run(self) -> JointMoments:
         first = self._singles(range(SINGLES), self._every)
         asked, free = self._request.samples, FREE // max(1, self._original.activations)
+        if free >= interpolation.MANY:
+            first = torch.cat((first, self._singles(range(SINGLES, EASY_SINGLES), self._every)))
         if self._enough is not None:
             pairs = self._enough
         elif asked is not None:
@@ -144,7 +148,7 @@ class _Estimate:
             values, self._shape = question.output_of(outputs, draws.count * n)
             values = values.reshape(draws.count, n, -1)
             if not self._each:
-                self._start((values.detach() if first is None else torch.cat((first, values.detach()))).mean(0))
+                self._start(values.detach() if first is None else first)
             chosen = values.gather(2, self._indices[rows].expand(draws.count, -1, -1))
             found = gradients(list(chosen.flatten(0, 1).unbind(1)), sources, draws.count)
         linear = torch.zeros_like(chosen)
@@ -170,9 +174,13 @@ class _Estimate:
     def _full(self, rows: Tensor, values: Tensor) -> Tensor:
         return torch.full_like(self._centre, torch.nan).index_copy_(0, rows, values)
 
-    def _start(self, means: Tensor) -> None:
+    def _start(self, values: Tensor) -> None:
+        """Choose outputs by some values ``[K, N, M]``, which do not depend on what else is in the batch."""
+        means = values.mean(0)
         self._indices = self._request.indices(means)
         self._centre = means.gather(1, self._indices)
+        chosen = values.gather(2, self._indices.expand(len(values), -1, -1))
+        self._rough = (chosen.var(0) if len(values) > 2 else torch.zeros_like(self._centre), len(values))
         shape = (2, *self._indices.shape, self._indices.shape[1])
         self._products = {model: means.new_zeros(shape) for model in (False, True)}
 
@@ -183,7 +191,7 @@ class _Estimate:
 
     def _noise(self, draws: Draws, source: Source) -> Tensor:
         """``[K, D]``, standard normal."""
-        return draws.noise(source.name, source.drawn.shape[1:]).to(source.drawn).flatten(1)
+        return draws.noise(source.name, source.drawn.shape[1:], source.first).to(self._centre).flatten(1)
 
     def _ratio(self) -> Tensor:
         """``[N]``: how much larger the gradients' products are of X with itself than with X'."""
@@ -207,14 +215,25 @@ class _Estimate:
             between = (variances - mean).square().nansum(0)  # (P - 1) times the sample variance
             within = WITHIN * torch.stack(self._unlike).nansum(0) * mean.square()
             spread = (between + within) / (2 * ran - 1)
-        relative = spread / ran / (4 * mean.square())
-        return torch.where(mean > 0, relative, 0.0).sqrt().to(self._centre.dtype)
+        relative = (spread / mean.square()).clamp(min=LEAST) / ran / 4
+        return (
+            torch.where(self._doubtful(mean), 1.0, torch.where(mean > 0, relative, 0.0)).sqrt().to(self._centre.dtype)
+        )
+
+    def _doubtful(self, variance: Tensor) -> Tensor:
+        """Where gradients say too little: nothing, though they or the values vary, or much less than the values do."""
+        rough, count = self._rough
+        itself = torch.stack(self._each)[:, 1].nansum(0)
+        nothing = (variance <= 0) & ((itself > 0) | (rough > 0))
+        much_less: Tensor = rough > (1 + 10 / max(count - 1, 1) ** 0.5) * variance
+        return nothing | much_less
 
     def _finish(self, first: Tensor | None) -> JointMoments:
         ran = self._ran()
         weights = self._weights() / ran[:, 0]
         parts = {model: torch.einsum("wnij,wn->nij", total, weights) for model, total in self._products.items()}
-        by_gradients = self._mended(parts[False] + parts[True])
+        parts[True] = self._mended(parts[True])
+        by_gradients = self._mended(parts[False]) + parts[True]
         values = Values(self._centre)
         average = self._average(first, ran, by_gradients.diagonal(dim1=-2, dim2=-1), values)
         covariance, error = self._with_values(by_gradients, values)
@@ -243,7 +262,8 @@ class _Estimate:
             return covariance, error  # of the values, nobody can say what the masks' part is
         own = error.square().mean(1, keepdim=True)
         other = 0.5 / (values.count - 1).to(own)
-        weight = (own / (own + other)).unsqueeze(-1)
+        weight = own / (own + other)
+        weight = torch.where(weight > 1e-3, weight, 0.0).unsqueeze(-1)  # what is linear stays exact
         together = torch.lerp(covariance, values.covariance(), weight)
         return together, error * (1 - weight[..., 0]).sqrt()
 
@@ -257,7 +277,7 @@ class _Estimate:
         if first is None:
             return average
         error = self._error()
-        values, numbers, rows = first, range(SINGLES), self._every
+        values, numbers, rows = first, range(len(first)), self._every
         while True:
             chosen = values.gather(2, self._indices[rows].expand(len(values), -1, -1))
             outputs.add(rows, chosen)
@@ -275,7 +295,7 @@ class _Estimate:
         """``[N, k]``: the means of the one pass, which are good where its variances do not matter much."""
         if any(source.is_mask for source in self._sources.values()):
             return None  # sampled masks would be in it
-        with torch.no_grad():
+        with torch.no_grad(), self._original.precision():
             outputs = self._question.network(*self._question.inputs)
         means = pytree.tree_map_only(Moments, lambda x: x.mean, outputs, is_leaf=is_moments)
         return self._question.output_of(means, self._count)[0].gather(1, self._indices)

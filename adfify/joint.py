@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from adfify.errors import InputError
 from adfify.moments import JointMoments, Moments, as_moments
+from adfify.noisy import Draws, Original, Precision, autocast_state
 
 if TYPE_CHECKING:
     from adfify.network import ADFNetwork
@@ -34,6 +35,10 @@ class Request:
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.outputs, (int, str, Sequence, Tensor)):
+            raise InputError(f"outputs={self.outputs!r:.60}; it is how many, a list of indices, or 'all'.")
+        if isinstance(self.outputs, Tensor) and self.outputs.dim() == 1:
+            object.__setattr__(self, "outputs", self.outputs.tolist())
         if self.method not in METHODS:
             raise InputError(f"method={self.method!r} is unknown; it is one of {', '.join(map(repr, METHODS))}.")
         if self.samples is not None and not (isinstance(self.samples, int) and self.samples >= 0):
@@ -51,7 +56,7 @@ class Request:
         pictures, there = means.shape
         if isinstance(self.outputs, Tensor):
             given = self.outputs.to(means.device)
-            fits = given.dim() == 2 and len(given) == pictures and not given.is_floating_point()
+            fits = given.dim() == 2 and len(given) == pictures and given.dtype in (torch.int32, torch.int64)
             if not (fits and given.numel() and int(given.min()) >= 0 and int(given.max()) < there):
                 raise InputError(
                     f"outputs is a {given.dtype} tensor of shape {tuple(given.shape)}; it is indices from 0 to "
@@ -61,7 +66,9 @@ class Request:
         if self.outputs == "all":
             return torch.arange(there, device=means.device).expand(pictures, -1)
         if isinstance(self.outputs, int) and not isinstance(self.outputs, bool) and self.outputs > 0:
-            return means.topk(min(self.outputs, there)).indices
+            if self.outputs >= there:  # all of them, in their own order
+                return torch.arange(there, device=means.device).expand(pictures, -1)
+            return means.topk(self.outputs).indices
         listed = self.outputs if isinstance(self.outputs, Sequence) and not isinstance(self.outputs, str) else ()
         if not listed or not all(isinstance(index, int) and 0 <= index < there for index in listed):
             raise InputError(
@@ -78,6 +85,7 @@ class Question:
     network: ADFNetwork
     inputs: tuple[Any, ...]
     request: Request
+    precision: Precision
 
     @property
     def pictures(self) -> int:
@@ -98,7 +106,7 @@ class Question:
                 return Moments(x.mean[rows], x.variance[rows])
             return x[rows] if isinstance(x, Tensor) and x.dim() > 0 and len(x) == count else x
 
-        return Question(self.network, tuple(map(some, self.inputs)), self.request.of(rows, count))
+        return replace(self, inputs=tuple(map(some, self.inputs)), request=self.request.of(rows, count))
 
     def output_of(self, outputs: Any, rows: int) -> tuple[Tensor, tuple[int, ...]]:
         """The output that is asked for, ``[rows, M]``, and its shape without the batch."""
@@ -109,8 +117,14 @@ def joint(network: ADFNetwork, inputs: Sequence[Any], request: Request) -> Joint
     """See :meth:`ADFNetwork.joint`."""
     with torch.inference_mode(False):
         refuse_training_statistics(network)
-        question = Question(network, _as_given(network, inputs), request)
-        return _method(question)(question)
+        given = _as_given(network, inputs)
+        if isinstance(request.outputs, Tensor):
+            device = next(x.device for x in given if isinstance(x, Moments))
+            request = replace(request, outputs=request.outputs.to(device, copy=True))
+        question = Question(network, given, request, autocast_state())
+        refuse_mixing(question)
+        with torch.autocast(question.precision[0], enabled=False):
+            return _method(question)(question)
 
 
 def _method(question: Question) -> Callable[[Question], JointMoments]:
@@ -123,7 +137,10 @@ def _method(question: Question) -> Callable[[Question], JointMoments]:
         raise InputError(
             f"'{jump}' jumps, and gradients don't see how much a jump varies: take method='sketch', or samples=0."
         )
-    if request.method == "sketch" or (request.method == "auto" and (jump or _many(question))):
+    if request.method == "sketch" and request.samples in (0, 1):
+        raise InputError(f"samples={request.samples}; a sketch needs at least 2, and samples=0 is for the adjoint.")
+    sketched = request.method == "auto" and request.samples != 0 and (jump or _many(question))
+    if request.method == "sketch" or sketched:
         method = sketch.moments
     elif request.samples == 0:
         method = adjoint.moments
@@ -148,10 +165,8 @@ def _many(question: Question) -> bool:
         return asked.shape[-1] >= MANY_OUTPUTS
     if asked != "all":
         return len(asked) >= MANY_OUTPUTS
-    from adfify.noisy import Draws, Original
-
     one = question.rows(slice(0, 1))
-    outputs, _ = Original(question.network).at(one.inputs, Draws(0, range(1)), gradients=False)
+    outputs, _ = Original(question.network, question.precision).at(one.inputs, Draws(0, range(1)), gradients=False)
     return question.output_of(outputs, 1)[0].shape[1] >= MANY_OUTPUTS
 
 
@@ -165,15 +180,53 @@ def refuse_training_statistics(network: nn.Module) -> None:
             )
 
 
+def refuse_mixing(question: Question) -> None:
+    """Raise InputError where one input's output depends on the others: the batch is not the first dimension, or mixed.
+
+    Once for a network: noisy inputs are run as a batch, so nothing else would be right.
+    """
+    network = question.network
+    if network.__dict__.get("_keeps_inputs_apart"):
+        return
+    one = question.rows(slice(0, 1))
+    two = [_with_another(x, question.pictures) for x in one.inputs]
+    original = Original(network)
+    with torch.no_grad(), original.without_noise():
+        alone = one.output_of(original.run(*map(mean_of, one.inputs)), 1)[0]
+        together = original.run(*two)
+        beside = one.output_of(together, 2)[0][:1]
+    close = torch.allclose(alone, beside, rtol=1e-2, atol=1e-3 * float(alone.abs().max()), equal_nan=True)
+    if not close:
+        raise InputError(
+            "the network's output for an input depends on the other inputs beside it: the batch is not its first "
+            "dimension (nn.LSTM without batch_first), or it is mixed. Joint moments run noisy inputs as a batch."
+        )
+    network.__dict__["_keeps_inputs_apart"] = True
+
+
+def mean_of(x: Any) -> Any:
+    """Without its variance."""
+    return x.mean if isinstance(x, Moments) else x
+
+
+def _with_another(x: Any, pictures: int) -> Any:
+    """One input and another beside it."""
+    if isinstance(x, Moments):
+        return torch.cat((x.mean, x.mean.flip(-1) + 1))
+    return torch.cat((x, x)) if isinstance(x, Tensor) and x.dim() > 0 and len(x) == 1 and pictures >= 1 else x
+
+
 def _as_given(network: ADFNetwork, inputs: Sequence[Any]) -> tuple[Any, ...]:
     """Every input as the graph takes it: Moments where it is uncertain."""
     placeholders = [node for node in network.graph.nodes if node.op == "placeholder"]
+    if any(node.target is as_moments and "origin" not in node.meta for node in network.graph.nodes):
+        raise InputError("this network was converted before there were joint moments: convert its model again.")
     if len(inputs) > len(placeholders):
         raise InputError(f"joint() got {len(inputs)} inputs, and the network takes {len(placeholders)}.")
     given = []
     for node, value in zip(placeholders, inputs, strict=False):
         uncertain = any(user.target is as_moments for user in node.users)
-        value = pytree.tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, value)
+        value = pytree.tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x.detach(), value)
         given.append(as_moments(value, network.noise_variance, str(node.target)) if uncertain else value)
     lengths = {len(x.mean) if x.mean.dim() else 0 for x in given if isinstance(x, Moments)}
     if len(lengths) != 1 or 0 in lengths:
@@ -196,7 +249,7 @@ def selected(outputs: Any, which: str | int | None, rows: int) -> tuple[Tensor, 
         for path, leaf in pytree.tree_flatten_with_path(outputs)[0]
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0 and len(leaf) == rows
     }
-    if which is None and len(named) == 1:
+    if (which is None and len(named) == 1) or (which == 0 and len(named) == 1):
         (leaf,) = named.values()
     elif str(which) in named:
         leaf = named[str(which)]
@@ -204,7 +257,8 @@ def selected(outputs: Any, which: str | int | None, rows: int) -> tuple[Tensor, 
         there = ", ".join(map(repr, named)) or "none that is a batch of floating-point values"
         asked = "which of them is not said" if which is None else f"output={which!r} is not among them"
         raise InputError(f"the network's outputs are {there}, and {asked}: give output=, one of their names.")
-    return leaf.reshape(rows, -1), tuple(leaf.shape[1:])
+    wide = leaf.float() if leaf.dtype in (torch.float16, torch.bfloat16) else leaf
+    return wide.reshape(rows, -1), tuple(leaf.shape[1:])
 
 
 def joined(parts: Sequence[JointMoments]) -> JointMoments:

@@ -89,12 +89,14 @@ class ADFNetwork(fx.GraphModule):
 
         Args:
             inputs: what the network takes, ``[N, ...]``: tensors or Moments.
-            outputs: how many, those with the largest means, all of them where there are fewer; or a list of indices
-                into the output, flattened, the same for all inputs, or ``[N, k]``, each its own; or ``"all"``.
+            outputs: how many, those with the largest means, or all of them, in their own order, where there are no
+                more; or a list of indices into the output, flattened, the same for all inputs, or ``[N, k]``, each its
+                own; or ``"all"``, which is what a regression wants.
             method: ``"adjoint"``: gradients of the original network at noisy inputs, by the covariance identity of
                 Houdre & Perez-Abreu (Ann. Probab. 23, 1995). ``"sketch"``: noisy passes alone, for many outputs at
                 once. ``"auto"``: the sketch from 32 outputs on.
-            samples: at how many noisy inputs, instead of as many as the network's curvature asks for. 0, for the
+            samples: at how many noisy inputs (in pairs: rounded down to an even number, at least 2), instead of as many
+                as the network's curvature asks for: that may be too few by far, see ``std_error``. 0, for the
                 adjoint: none; statistical linearisation at the variances of the one pass.
             seed: of the noise: the same answer every time, and for a picture whatever else is in the batch.
             attribution: whether to split each variance into its sources.
@@ -102,17 +104,17 @@ class ADFNetwork(fx.GraphModule):
             chunk_size: noisy inputs in one pass, which bounds the memory; by default what suits a CPU's cache.
 
         Raises:
-            InputError: inputs that the network can't take, an argument that is none of these, or a normalisation by
-                the batch's own statistics.
+            InputError: inputs that the network can't take, an argument that is none of these, or a network in which
+                the inputs of a batch depend on each other.
         """
         from adfify.joint import Request, joint
 
         request = Request(outputs, method, samples, seed, attribution, output, chunk_size)
-        with self._reported(inputs):
+        with self._reported(inputs, " joint() takes a batch, [N, ...]."):
             return joint(self, inputs, request)
 
     @contextmanager
-    def _reported(self, given: Any) -> Iterator[None]:
+    def _reported(self, given: Any, hint: str = "") -> Iterator[None]:
         """Errors of torch as what they are for the user: inputs that the network can't take."""
         try:
             yield
@@ -122,7 +124,7 @@ class ADFNetwork(fx.GraphModule):
             said = ", ".join(_describe(value) for value in pytree.tree_leaves(given, is_leaf=is_moments))
             raise InputError(
                 f"{self._name} can't be evaluated on {said}: {error}\n"
-                f"Give inputs of the shape, dtype and device that the original {self._name} takes."
+                f"Give inputs of the shape, dtype and device that the original {self._name} takes.{hint}"
             ) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ADFNetwork:
@@ -208,7 +210,8 @@ def _graph_from_records(records: list[tuple[Any, ...]]) -> fx.Graph:
     def decode(value: Any) -> Any:
         return fx.node.map_aggregate(value, lambda leaf: made[leaf] if isinstance(leaf, _Ref) else leaf)
 
-    for op, target, args, kwargs, name, origin in records:
+    for op, target, args, kwargs, name, *rest in records:
+        origin = rest[0] if rest else None  # networks of before joint moments have none
         found = target.found() if isinstance(target, _Op) else target
         node = made[name] = graph.create_node(op, found, decode(args), decode(kwargs), name=name)
         if origin is not None:

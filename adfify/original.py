@@ -91,6 +91,8 @@ def identity(x: Any, *args: Any) -> Any:
 def of_node(node: fx.Node, root: nn.Module) -> Operation:
     """The operation of a function's or method's node of a traced graph; it takes the arguments of that node's rule."""
     operation = _named(node)
+    if node.kwargs.get("dropout_p"):
+        return With(operation, "dropout_p", 0.0)
     if inplace.written_by(node, root) is None:
         return operation
     return _without_inplace(node, operation) or OnCopy(operation)
@@ -124,18 +126,20 @@ def _named(node: fx.Node) -> Operation:
 
 
 @dataclass(frozen=True, eq=False)
-class Elsewhere:
-    """An operation called with ``inplace=True``, told not to."""
+class With:
+    """An operation with one keyword changed: ``inplace=True`` to False, ``dropout_p`` to 0."""
 
     operation: Operation
+    name: str
+    value: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.operation(*args, **{**kwargs, "inplace": False})
+        return self.operation(*args, **{**kwargs, self.name: self.value})
 
 
 def _without_inplace(node: fx.Node, operation: Operation) -> Operation | None:
     """The operation out of place, where an ``inplace=True`` among the keywords is all that makes it write."""
-    return Elsewhere(operation) if node.kwargs.get("inplace") is True else None
+    return With(operation, "inplace", False) if node.kwargs.get("inplace") is True else None
 
 
 def of_module(module: nn.Module) -> nn.Module:
@@ -150,6 +154,7 @@ def _plain(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
     plain = made[id(module)] = kind.__new__(kind)
     plain.__dict__.update(module.__dict__)
     plain.__dict__.pop("replaces", None)
+    plain.__dict__["training"] = False  # the policy decides on dropout, not the flag
     if plain.__dict__.get("inplace") is True:
         plain.__dict__["inplace"] = False
     plain.__dict__["_modules"] = {

@@ -73,6 +73,8 @@ def monte_carlo(
             unbiased, whatever the network: the mean is that of the outputs less their linear part, the variance by
             Note [Covariance from gradients] of adfify.gaussian.interpolation, at random correlations. What 10 draws
             give then, plain Monte Carlo gives with 100 to some 1000; each costs a pass backwards more per output.
+            An odd draw is left away. An unbiased variance may be below 0 where the network bends a lot and draws are
+            few, and the std is then NaN.
         outputs: with ``control``, which ones, as in :meth:`ADFNetwork.joint`; there must be one output tensor.
 
     Raises:
@@ -117,19 +119,25 @@ def _controlled(
 ) -> MonteCarlo:
     from adfify import interpolated
     from adfify.joint import Question, Request, refuse_training_statistics
-    from adfify.noisy import Original
+    from adfify.noisy import Original, autocast_state
 
     if draws < LEAST_CONTROLLED:
         raise InputError(f"draws={draws}; with a control there must be {LEAST_CONTROLLED} or more, in pairs.")
     refuse_training_statistics(control)
-    question = Question(control, (x,), Request(outputs, samples=draws, seed=seed, chunk_size=batch_size))
-    with torch.no_grad():
+    if any(origin is not None and origin.mask for origin in (n.meta.get("origin") for n in control.graph.nodes)):
+        raise InputError("the control's dropout is random, and the model's is not: convert with dropout='off'.")
+    draws = 2 * (draws // 2)
+    with torch.inference_mode(False), torch.no_grad():
+        x = Moments(x.mean.clone(), x.variance.clone())
+        question = Question(
+            control, (x,), Request(outputs, samples=draws, seed=seed, chunk_size=batch_size), autocast_state()
+        )
         given, own = model(x.mean), Original(control).run(x.mean)
         same = pytree.tree_structure(given) == pytree.tree_structure(own)
         pairs = zip(pytree.tree_leaves(given), pytree.tree_leaves(own), strict=False)
         if not (same and all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)):
             raise InputError(f"control is another network than {type(model).__name__}: give adfify(model) of the same.")
-    found = interpolated.unbiased(question)
+        found = interpolated.unbiased(question)
     if progress is not None:
         progress(draws)
     return MonteCarlo(
@@ -184,7 +192,7 @@ class Prediction:
         return self.variance.sqrt()
 
 
-def predict(adf: ADFNetwork, x: Any, draws: int = 20, *, seed: int = 0, one_pass: bool = False) -> Prediction:
+def predict(adf: ADFNetwork, x: Any, draws: int | None = None, *, seed: int = 0, one_pass: bool = False) -> Prediction:
     """Total predictive uncertainty, split into the data's part and the model's.
 
     By :meth:`ADFNetwork.joint`, or as published: ADF for the data's part, Monte Carlo dropout for the model's.
@@ -195,19 +203,22 @@ def predict(adf: ADFNetwork, x: Any, draws: int = 20, *, seed: int = 0, one_pass
         adf: a network with one output tensor, converted with ``dropout="sampled"`` or ``"analytic"``, or with dropout
             off: then there is no model's part.
         x: what the network takes, a tensor or Moments.
-        draws: with ``one_pass``, passes, each with masks of its own, at least 2.
+        draws: with ``one_pass``, passes, each with masks of its own, at least 2; 20 by default.
         seed: of the noise and the masks: the same answer every time; torch's own random state is left as it was.
         one_pass: the published algorithm. Its data variance takes units as independent, and is too small on deep
             networks, often by an order of magnitude.
 
     Raises:
-        InputError: fewer than 2 draws, or a network with other than one output.
+        InputError: fewer than 2 draws, draws without ``one_pass``, or a network with other than one output.
     """
     if not one_pass:
+        if draws is not None:
+            raise InputError(f"draws={draws} is for one_pass=True; joint moments choose their own number.")
         joint = adf.joint(x, outputs="all", seed=seed)
         model_variance = torch.zeros_like(joint.variance) if joint.model_variance is None else joint.model_variance
         parts = (joint.mean, joint.variance - model_variance, model_variance)
         return Prediction(*map(joint.as_output, parts))
+    draws = 20 if draws is None else draws
     if draws < 2:
         raise InputError(f"draws={draws}; a variance needs at least 2.")
     with torch.random.fork_rng(), torch.no_grad():
@@ -216,5 +227,10 @@ def predict(adf: ADFNetwork, x: Any, draws: int = 20, *, seed: int = 0, one_pass
     if not isinstance(passes[0], Moments):
         raise InputError(f"predict() takes a network with one output, and this one returns {type(passes[0]).__name__}.")
     means = torch.stack([moments.mean for moments in passes])
+    if (
+        any(node.meta["origin"].mask for node in adf.graph.nodes if "origin" in node.meta)
+        and not means.diff(dim=0).any()
+    ):
+        raise InputError("the masks' variance is inside the data's with dropout='analytic': leave one_pass away.")
     variances = torch.stack([moments.variance for moments in passes])
     return Prediction(means.mean(0), variances.mean(0), means.var(0))

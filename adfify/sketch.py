@@ -24,11 +24,13 @@ from adfify.streaming import Powers
 SAMPLES, LEAST_CHUNK = 32, 8
 LARGEST_COVARIANCE = 1024
 """Outputs of which the covariance is given."""
+LARGEST_KEPT = 2**18
+"""Outputs of which the draws are kept, for that covariance."""
 
 
 def moments(question: Question) -> JointMoments:
     """Of all pictures, one after the other."""
-    original = Original(question.network)
+    original = Original(question.network, question.precision)
     return joined([_of_one(original, question.rows(slice(at, at + 1))) for at in range(question.pictures)])
 
 
@@ -40,14 +42,15 @@ def _of_one(original: Original, question: Question) -> JointMoments:
     indices = request.indices(mean.unsqueeze(0))[0]
     # Of few draws the fourth moment, and so the error, comes out too small.
     error = torch.maximum(2 * variance.sqrt() * std_error, variance * (2 / (samples - 1)) ** 0.5)
-    variance = moderated(variance, error, _pattern(question, shape), shape)
+    if not masks:  # the one pass would draw them
+        variance = moderated(variance, error, _pattern(question, shape), shape)
     model_variance = None
     if masks:
         certain = tuple(Moments(x.mean, 0 * x.variance) if isinstance(x, Moments) else x for x in question.inputs)
         alone = _drawn(original, replace(question, inputs=certain), samples)[0].moments()[1]
         model_variance = torch.minimum(alone, variance)[indices].unsqueeze(0)
     covariance = None
-    if len(indices) <= LARGEST_COVARIANCE:
+    if len(indices) <= LARGEST_COVARIANCE and kept:
         chosen = torch.cat([values[:, indices] for values in kept])
         covariance = _scaled(torch.cov(chosen.double().T).reshape(len(indices), -1).to(mean), variance[indices])
     one = torch.tensor([samples], device=mean.device)
@@ -80,14 +83,15 @@ def _drawn(original: Original, question: Question, samples: int) -> tuple[Powers
         masks = any(source.is_mask for source in sources)
         powers = powers or Powers(values.mean(0))
         powers.add(values)
-        kept.append(values)
+        if values.shape[1] <= LARGEST_KEPT:
+            kept.append(values)
     assert powers is not None
     return powers, kept, shape, masks
 
 
 def _pattern(question: Question, shape: tuple[int, ...]) -> Tensor:
     """The one pass' variance of the output, ``[M]``."""
-    with torch.no_grad():
+    with torch.no_grad(), Original(question.network, question.precision).precision():
         outputs = question.network(*question.inputs)
     variances = pytree.tree_map_only(Moments, lambda x: x.variance, outputs, is_leaf=is_moments)
     return question.output_of(variances, 1)[0][0]

@@ -66,6 +66,12 @@ def mask_rule(target: Target, rule: Rule) -> Rule | None:
     return SAMPLED.find(target) if rule.family == "dropout" and rule is not RULES.find(target) else None
 
 
+def is_random(module: nn.Module) -> bool:
+    """Whether it is an ADF dropout whose masks are random."""
+    random = {rule.apply for table in (SAMPLED, ANALYTIC) for rule in table._rules.values()}
+    return type(module) in random and getattr(module, "p", getattr(module, "drop_prob", 0.0)) > 0
+
+
 def draw_mask(x: Tensor, p: float, shared_from: int | None) -> Tensor:
     """A dropout mask of mean 1 for ``x``; from dimension ``shared_from`` on, one draw is shared by all elements."""
     shape = x.shape if shared_from is None else (*x.shape[:shared_from], *[1] * (x.dim() - shared_from))
