@@ -31,7 +31,7 @@ EASY_SINGLES = 64
 """Of a small network."""
 WITHIN, LEAST = 0.6, 4e-6
 """Relative variance of one pair's estimate over d^2; see Note [What decides the cost]. And what it is at least."""
-EASY_TOLERANCE, FREE, MORE, MOST_FREE = 0.005, 2**18, 16, 2**14
+EASY_TOLERANCE, FREE, MORE, MOST_FREE = 0.008, 2**18, 16, 2**14
 """For small networks: their tolerance, the activations of a pass that takes little, and how many pairs there may be."""
 LEAST_CHUNK = 8
 """Noisy inputs in one pass of a large network: more are slower on a CPU."""
