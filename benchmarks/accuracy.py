@@ -35,8 +35,8 @@ LEVELS = (1e-4, 1e-3, 1e-2, 1e-1)
 PICTURES, DRAWS, TOP = 8, 4096, 5
 PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "camera.png", "astronaut.png",
                "retina.jpg", "coins.png")  # fmt: skip
-SEEDS, FEW_SEEDS = 5, 3
-"""Of methods that draw: figures are medians over so many; on the large network few, of plain Monte Carlo one."""
+SEEDS = 3
+"""Of methods that draw: figures are medians over so many, on the large network over one."""
 
 Record = dict[str, Any]
 
@@ -243,7 +243,7 @@ def measure(name: str, level: float, adfs: Mapping[str, ADFNetwork], model: nn.M
     """One record for each method: medians over the pictures, the top logits and the seeds."""
     top, drawn = truth(name, model, x, level)
     for method, estimate in METHODS.items():
-        seeds = range(_seeds(name, method))
+        seeds = range(SEEDS if method in DRAWN and name in TRAINED else 1)
         seen = [
             against(estimate, model, adfs[method], x[n : n + 1], level, top[n], drawn[n], seed)
             for seed in seeds
@@ -252,14 +252,6 @@ def measure(name: str, level: float, adfs: Mapping[str, ADFNetwork], model: nn.M
         yield {"network": name, "noise_variance": level, "method": method} | {
             key: float(torch.cat([one[key] for one in seen]).nanquantile(0.5)) for key in seen[0]
         }
-
-
-def _seeds(name: str, method: str) -> int:
-    if method not in DRAWN:
-        return 1
-    if name in TRAINED:
-        return SEEDS
-    return 1 if method.removeprefix("Monte Carlo ").isdigit() else FEW_SEEDS
 
 
 def against(
