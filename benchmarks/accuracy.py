@@ -36,7 +36,7 @@ PICTURES, DRAWS, TOP = 8, 4096, 5
 PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "camera.png", "astronaut.png",
                "retina.jpg", "coins.png")  # fmt: skip
 SEEDS = 3
-"""Of methods that draw: figures are medians over so many, on the large network over one."""
+"""Of methods that draw: figures are medians over so many; of plain Monte Carlo on the large network over one."""
 
 Record = dict[str, Any]
 
@@ -239,11 +239,15 @@ def forms(model: nn.Module, x: Tensor) -> dict[str, ADFNetwork]:
     } | dict.fromkeys((name for name in METHODS if not name.startswith("published")), plain)
 
 
-def measure(name: str, level: float, adfs: Mapping[str, ADFNetwork], model: nn.Module, x: Tensor) -> Iterable[Record]:
+def measure(
+    name: str, level: float, methods: Iterable[str], adfs: Mapping[str, ADFNetwork], model: nn.Module, x: Tensor
+) -> Iterable[Record]:
     """One record for each method: medians over the pictures, the top logits and the seeds."""
     top, drawn = truth(name, model, x, level)
-    for method, estimate in METHODS.items():
-        seeds = range(SEEDS if method in DRAWN and name in TRAINED else 1)
+    for method in methods:
+        estimate = METHODS[method]
+        plain = method.removeprefix("Monte Carlo ").isdigit() and name not in TRAINED
+        seeds = range(SEEDS if method in DRAWN and not plain else 1)
         seen = [
             against(estimate, model, adfs[method], x[n : n + 1], level, top[n], drawn[n], seed)
             for seed in seeds
@@ -410,28 +414,34 @@ def _panel(axes: Any, records: list[Record]) -> None:
         colour = "#c8373f" if chief else f"C{number}"
         axes.plot(*points([method]), "sD^vP*X"[number], ms=12 if chief else 7, color=colour, label=method)
     axes.set(xscale="log", yscale="log")
+    axes.xaxis.set_minor_formatter("")
     axes.grid(alpha=0.2)
 
 
 def main(
     only: Annotated[list[str] | None, typer.Option("--network", help="One of them; again for more.")] = None,
     level: Annotated[list[float] | None, typer.Option(help="Noise variance; again for more.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="As the tables call it; again for more.")] = None,
     again: Annotated[bool, typer.Option(help="Measure also what there is a record of.")] = False,
     render: Annotated[bool, typer.Option(help="Only draw the tables and the figure from the records.")] = False,
 ) -> None:
     """Measure what has no record yet."""
     torch.set_num_threads(1)
     for name in () if render else only or NETWORKS:
-        there = {(r["network"], r["noise_variance"]) for r in read()}
-        wanted = [at for at in level or LEVELS if again or (name, at) not in there]
-        if not wanted:
+        there = set() if again else set(map(_key, read()))
+        wanted = {at: [m for m in method or METHODS if (name, at, m) not in there] for at in level or LEVELS}
+        if not any(wanted.values()):
             continue
         model, x = network(name)
         adfs = forms(model, x)
-        for at in wanted:
-            new = list(measure(name, at, adfs, model, x))
-            write([r for r in read() if (r["network"], r["noise_variance"]) != (name, at)] + new)
+        for at, methods in wanted.items():
+            new = list(measure(name, at, methods, adfs, model, x))
+            write([r for r in read() if _key(r) not in set(map(_key, new))] + new)
     write(read())
+
+
+def _key(record: Record) -> tuple[str, float, str]:
+    return record["network"], record["noise_variance"], record["method"]
 
 
 if __name__ == "__main__":
