@@ -95,14 +95,18 @@ class _Estimate:
         return self.relative_error().square().mean(1).sqrt()
 
     def _add_pairs(self, first: Tensor) -> None:
+        """As many as each picture seems to need, together: a pass of several is faster than several passes."""
         while True:
             error, ran = self._error(), self._ran()[:, 0]
-            more = (error > TOLERANCE) & (ran < MOST_PAIRS)
-            more |= (error > LOOSE_TOLERANCE) & (ran < MOST_LOOSE_PAIRS) & (error * ran.sqrt() < WORTH)
-            rows = self._every[more]
-            if len(rows) == 0:
+            worth = error * ran.sqrt() < WORTH
+            needed = torch.where(error > TOLERANCE, ran * (error / TOLERANCE).square(), ran).clamp(max=MOST_PAIRS)
+            more = torch.where(error > LOOSE_TOLERANCE, ran * (error / LOOSE_TOLERANCE).square(), ran)
+            needed = torch.maximum(needed, torch.where(worth, more.clamp(max=MOST_LOOSE_PAIRS), ran)).ceil().long()
+            if not (needed > ran).any():
                 return
-            self._pairs(range(len(self._each), len(self._each) + 1), rows, first)
+            for have, want in sorted(set(zip(ran.tolist(), needed.tolist(), strict=True))):
+                if want > have:
+                    self._pairs(range(have, want), self._every[(ran == have) & (needed == want)], first)
 
     def _ran(self) -> Tensor:
         """``[N, 1]``: how many pairs."""
