@@ -511,6 +511,25 @@ def test_dropout_inside_a_module_that_is_run_as_a_whole_is_off_or_refused():
         adfify.adfify(nn.Sequential(layer), noise_variance=0.1, dropout="analytic").joint(x)
 
 
+def test_sampled_masks_leave_torch_s_random_state_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout(0.5), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten())
+    adf, x = adfify.adfify(model, noise_variance=0.1, dropout="sampled"), torch.randn(1, 1, 8, 8)
+    before = torch.get_rng_state()
+    first, again = adf.joint(x, outputs="all"), adf.joint(x, outputs="all")
+    assert first.method == "sketch"
+    assert torch.equal(first.std, again.std)
+    assert torch.equal(adf.joint(x, outputs=3).std, adf.joint(x, outputs=3).std)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        truth = torch.stack([model.train()(x + 0.1**0.5 * torch.randn_like(x)) for _ in range(4000)]).std(0)
+    assert (first.std / truth - 1).abs().median() <= 0.15
+    assert ((first.model_variance > 0) & (first.model_variance <= first.variance)).all()
+    with pytest.raises(InputError, match="samples=0"):
+        adf.joint(x, outputs=3, samples=0)
+
+
 def test_half_precision_and_controls_in_inference_mode(residual):
     model, adf, x = residual
     half = copy.deepcopy(adf).bfloat16().joint(x.bfloat16(), outputs=2, samples=4)
