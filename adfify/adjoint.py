@@ -13,7 +13,7 @@ off by up to sqrt(2 / PROBES) of that part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from adfify.errors import InputError
 from adfify.joint import Question, joined
 from adfify.moments import Attribution, JointMoments, Moments, as_moments, is_moments, on_each
 from adfify.network import ADFNetwork
+from adfify.noisy import by_each
 from adfify.original import Origin
 
 PROBES = 8
@@ -52,14 +53,12 @@ def _of_chunk(question: Question) -> JointMoments:
         indices = question.request.indices(mean.detach())
         chosen = mean.gather(1, indices)
         sources = {**path.inputs, **path.residuals}
-        rows = [
-            _gradients(output, sources, position + 1 < chosen.shape[1])
-            for position, output in enumerate(chosen.unbind(1))
-        ]
+        tensors = [tensor for tensor, _ in sources.values()]
+        rows = [by_each(output, tensors, again=n + 1 < chosen.shape[1]) for n, output in enumerate(chosen.unbind(1))]
     covariance = chosen.new_zeros(*indices.shape, indices.shape[1])
     shares: dict[str, Tensor] = {}
-    for name, (_, variance) in sources.items():
-        gradient = torch.stack([row[name] for row in rows], 1)  # [N, k, ...]
+    for position, (name, (_, variance)) in enumerate(sources.items()):
+        gradient = torch.stack([row[position] for row in rows], 1)  # [N, k, ...]
         weighted = gradient * variance.unsqueeze(1)
         covariance += weighted.flatten(2) @ gradient.flatten(2).mT
         shares[name] = weighted * gradient
@@ -82,17 +81,6 @@ def _of_chunk(question: Question) -> JointMoments:
         attribution=attribution if question.request.attribution else None,
         shape=shape,
     )
-
-
-def _gradients(output: Tensor, sources: dict[str, tuple[Tensor, Tensor]], again: bool) -> dict[str, Tensor]:
-    tensors = [tensor for tensor, _ in sources.values()]
-    found: Sequence[Tensor | None] = [None] * len(tensors)
-    if output.requires_grad:
-        found = torch.autograd.grad(output.sum(), tensors, retain_graph=again, allow_unused=True)
-    return {
-        name: torch.zeros_like(tensor) if gradient is None else gradient
-        for name, tensor, gradient in zip(sources, tensors, found, strict=True)
-    }
 
 
 class _MeanPath(fx.Interpreter):

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from adfify.averages import Average, Values
 from adfify.gaussian import interpolation
 from adfify.joint import Question, joined, replaced
-from adfify.moments import Attribution, JointMoments, Moments, is_moments
-from adfify.noisy import Draws, Original, Source, gradients
+from adfify.moments import Attribution, JointMoments
+from adfify.noisy import LEAST_CHUNK, Draws, Original, Source, gradients
 
 TOLERANCE, MOST_PAIRS = 0.02, 4
 LOOSE_TOLERANCE, MOST_LOOSE_PAIRS, WORTH = 0.055, 12, 0.2
@@ -33,8 +32,6 @@ WITHIN, LEAST = 0.6, 4e-6
 """Relative variance of one pair's estimate over d^2; see Note [What decides the cost]. And what it is at least."""
 EASY_TOLERANCE, FREE, MORE, MOST_FREE = 0.008, 2**18, 16, 2**14
 """For small networks: their tolerance, the activations of a pass that takes little, and how many pairs there may be."""
-LEAST_CHUNK = 8
-"""Noisy inputs in one pass of a large network: more are slower on a CPU."""
 
 
 def moments(question: Question) -> JointMoments:
@@ -299,10 +296,7 @@ class _Estimate:
         """``[N, k]``: the means of the one pass, which are good where its variances do not matter much."""
         if any(source.is_mask for source in self._sources.values()):
             return None  # sampled masks would be in it
-        with torch.no_grad(), self._original.precision():
-            outputs = self._question.network(*self._question.inputs)
-        means = pytree.tree_map_only(Moments, lambda x: x.mean, outputs, is_leaf=is_moments)
-        return self._question.output_of(means, self._count)[0].gather(1, self._indices)
+        return self._question.one_pass().mean.gather(1, self._indices)
 
     def _mended(self, covariance: Tensor) -> Tensor:
         """The nearest covariance: of few pairs, an estimate may have a negative eigenvalue near 0."""

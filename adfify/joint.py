@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adfify.errors import InputError
-from adfify.moments import JointMoments, Moments, as_moments
+from adfify.moments import JointMoments, Moments, as_moments, is_moments
 from adfify.noisy import Draws, Original, Precision, autocast_state
 
 if TYPE_CHECKING:
@@ -112,6 +112,16 @@ class Question:
         """The output that is asked for, ``[rows, M]``, and its shape without the batch."""
         return selected(outputs, self.request.output, rows)
 
+    def one_pass(self) -> Moments:
+        """The ADF network's own moments of that output, ``[N, M]``, in the user's precision."""
+        with torch.no_grad(), torch.autocast(*self.precision):
+            outputs = self.network(*self.inputs)
+        parts = (
+            pytree.tree_map_only(Moments, part, outputs, is_leaf=is_moments)
+            for part in (lambda x: x.mean, lambda x: x.variance)
+        )
+        return Moments(*(self.output_of(part, self.pictures)[0] for part in parts))
+
 
 def joint(network: ADFNetwork, inputs: Sequence[Any], request: Request) -> JointMoments:
     """See :meth:`ADFNetwork.joint`."""
@@ -189,7 +199,7 @@ def refuse_mixing(question: Question) -> None:
     if network.__dict__.get("_keeps_inputs_apart"):
         return
     one = question.rows(slice(0, 1))
-    two = [_with_another(x, question.pictures) for x in one.inputs]
+    two = [_with_another(x) for x in one.inputs]
     original = Original(network)
     with torch.no_grad(), original.without_noise():
         alone = one.output_of(original.run(*map(mean_of, one.inputs)), 1)[0]
@@ -209,11 +219,11 @@ def mean_of(x: Any) -> Any:
     return x.mean if isinstance(x, Moments) else x
 
 
-def _with_another(x: Any, pictures: int) -> Any:
+def _with_another(x: Any) -> Any:
     """One input, and another before it."""
     if isinstance(x, Moments):
         return torch.cat((x.mean.flip(-1) + 1, x.mean))
-    return torch.cat((x, x)) if isinstance(x, Tensor) and x.dim() > 0 and len(x) == 1 and pictures >= 1 else x
+    return torch.cat((x, x)) if isinstance(x, Tensor) and x.dim() > 0 and len(x) == 1 else x
 
 
 def _as_given(network: ADFNetwork, inputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -249,7 +259,7 @@ def selected(outputs: Any, which: str | int | None, rows: int) -> tuple[Tensor, 
         for path, leaf in pytree.tree_flatten_with_path(outputs)[0]
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0 and len(leaf) == rows
     }
-    if (which is None and len(named) == 1) or (which == 0 and len(named) == 1):
+    if which in (None, 0) and len(named) == 1:
         (leaf,) = named.values()
     elif str(which) in named:
         leaf = named[str(which)]

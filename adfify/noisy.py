@@ -24,6 +24,9 @@ from adfify.nn.module import counterpart
 # The noise of a draw depends on the seed, the draw's number and the input's name, and on nothing else: so the answer
 # for a picture is the same alone, in any batch, and in chunks of any size.
 
+LEAST_CHUNK = 8
+"""Noisy inputs in one pass of a large network: more are slower on a CPU."""
+
 _QUASI_RANDOM_DIMENSIONS = 2048
 
 
@@ -134,16 +137,11 @@ class Original(fx.Interpreter):
         self._draws, self._needs_gradients, self._sources, self._elements = draws, gradients, [], 0
         self._pictures = next(len(x.mean) for x in inputs if isinstance(x, Moments))
         names = [str(node.target) for node in self.network.graph.nodes if node.op == "placeholder"]
-        with torch.set_grad_enabled(gradients), self.precision():
+        with torch.set_grad_enabled(gradients), torch.autocast(*self._precision):
             noisy = [self._noisy(name, x) for name, x in zip(names, inputs, strict=False)]
             with dropout.masks_by(self._mask):
                 outputs = self.run(*noisy)
         return outputs, self._sources
-
-    def precision(self) -> torch.autocast:
-        """The user's autocast, as a context."""
-        device, dtype, enabled = self._precision
-        return torch.autocast(device, dtype, enabled)
 
     @property
     def activations(self) -> int:
@@ -229,16 +227,25 @@ def gradients(outputs: Sequence[Tensor], sources: Sequence[Source], draws: int) 
     """For each source ``[K, N, k, D]``: gradients of k outputs ``[K * N]`` each, times the source's std."""
     by_source: list[list[Tensor]] = [[] for _ in sources]
     for position, output in enumerate(outputs):
-        leaves = [source.drawn for source in sources]
-        found: Sequence[Tensor | None] = (None,) * len(leaves)
-        if output.requires_grad:
-            keep = position < len(outputs) - 1
-            found = torch.autograd.grad(output.sum(), leaves, retain_graph=keep, allow_unused=True)
-        for source, gradient, rows in zip(sources, found, by_source, strict=True):
-            value = torch.zeros_like(source.drawn) if gradient is None else gradient
+        found = by_each(output, [source.drawn for source in sources], again=position + 1 < len(outputs))
+        for source, value, rows in zip(sources, found, by_source, strict=True):
             scaled = value.reshape(draws, -1, *value.shape[1:]) * source.std
             rows.append(scaled.flatten(2).to(output.dtype))
     return [torch.stack(rows, 2) for rows in by_source]
+
+
+def by_each(output: Tensor, tensors: Sequence[Tensor], again: bool) -> list[Tensor]:
+    """The gradient of a sum of outputs by each of several tensors, 0 where it does not depend on one.
+
+    Args:
+        output: what is summed.
+        tensors: of its autograd graph.
+        again: whether the graph is needed once more.
+    """
+    found: Sequence[Tensor | None] = (None,) * len(tensors)
+    if output.requires_grad:
+        found = torch.autograd.grad(output.sum(), list(tensors), retain_graph=again, allow_unused=True)
+    return [torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(tensors, found, strict=True)]
 
 
 def _refuse_inner_masks(path: str, module: nn.Module, origin: original.Origin) -> None:

@@ -13,15 +13,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from adfify.gaussian.moderation import moderated
 from adfify.joint import Question, joined
-from adfify.moments import JointMoments, Moments, is_moments
-from adfify.noisy import Draws, Original
+from adfify.moments import JointMoments, Moments
+from adfify.noisy import LEAST_CHUNK, Draws, Original
 from adfify.streaming import Powers
 
-SAMPLES, LEAST_CHUNK = 32, 8
+SAMPLES = 32
 LARGEST_COVARIANCE = 1024
 """Outputs of which the covariance is given."""
 LARGEST_KEPT = 2**18
@@ -43,7 +42,7 @@ def _of_one(original: Original, question: Question) -> JointMoments:
     # Of few draws the fourth moment, and so the error, comes out too small.
     error = torch.maximum(2 * variance.sqrt() * std_error, variance * (2 / (samples - 1)) ** 0.5)
     if not masks:  # the one pass would draw them
-        variance = moderated(variance, error, _pattern(question, shape), shape)
+        variance = moderated(variance, error, question.one_pass().variance[0], shape)
     model_variance = None
     if masks:
         certain = tuple(Moments(x.mean, 0 * x.variance) if isinstance(x, Moments) else x for x in question.inputs)
@@ -87,14 +86,6 @@ def _drawn(original: Original, question: Question, samples: int) -> tuple[Powers
             kept.append(values)
     assert powers is not None
     return powers, kept, shape, masks
-
-
-def _pattern(question: Question, shape: tuple[int, ...]) -> Tensor:
-    """The one pass' variance of the output, ``[M]``."""
-    with torch.no_grad(), Original(question.network, question.precision).precision():
-        outputs = question.network(*question.inputs)
-    variances = pytree.tree_map_only(Moments, lambda x: x.variance, outputs, is_leaf=is_moments)
-    return question.output_of(variances, 1)[0][0]
 
 
 def _scaled(covariance: Tensor, variance: Tensor) -> Tensor:
