@@ -7,7 +7,6 @@ is the next engine; both end in the same :class:`Traced` and the same registry.
 from __future__ import annotations
 
 import inspect
-import operator
 import sys
 import traceback
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from torch.utils import _pytree as pytree
 from adfify import export_tracing
 from adfify.errors import ModelError
 from adfify.moments import Moments, is_moments
+from adfify.proxies import Proxy
 from adfify.registry import Rules
 
 # torch.nn classes whose forward is only a loop over their children: traced through, not leaves.
@@ -100,27 +100,6 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, rules: Rules
     return Traced(root, graph, "torch.fx", constants, frozenset(certain - set(baked)))
 
 
-class _Proxy(fx.Proxy):
-    """Keeps `y += x` in place: torch.fx makes it `y = y + x`, which the other names of y would miss."""
-
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
-
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
-
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
-
-    def _not_kept(self, other: Any) -> Any:
-        raise TypeError("an in-place operator other than +=, -=, *= and /= can't be followed symbolically")
-
-    __ipow__ = __imatmul__ = __ifloordiv__ = __imod__ = __iand__ = __ior__ = __ixor__ = _not_kept
-
-
 class _Tracer(fx.Tracer):
     """Leaves are what has a rule, and every torch.nn class, so that a missing one is reported by its name."""
 
@@ -139,7 +118,7 @@ class _Tracer(fx.Tracer):
         self._baked = baked
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return Proxy(node, self)
 
     def _proxy_placeholder(self, name: str, *args: Any) -> Any:
         # Inputs left at their defaults, or that are no tensors, are what they are, and no inputs of the graph.

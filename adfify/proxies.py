@@ -1,0 +1,111 @@
+"""The values that a model's forward is called with while torch.fx traces it symbolically.
+
+Note [What a symbolic value can't answer]
+A torch.fx proxy is no tensor, and Python asks it no leave before it says so: `isinstance(x, torch.Tensor)` is False,
+and the model's other branch is traced without a word. `isinstance` reads the attribute `__class__`, so that is where
+such a question can be seen. It is let pass where False is true (a tensor is no tuple), and else stops the trace:
+torch.export runs the model on real tensors and knows the answer. torch's own code asks all the time and is let be.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import operator
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+_ASKING = ("isinstance", "is_tensor")
+
+
+class Proxy(fx.Proxy):
+    """Keeps `y += x` in place: torch.fx makes it `y = y + x`, which the other names of y would miss."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        asked = _question(sys._getframe(1))
+        if asked and not (_is_about_containers(asked) and _is_surely_tensor(self.node, self.tracer.root)):  # type: ignore[attr-defined]
+            raise fx.proxy.TraceError(f"`{asked}` asks for the type of a value, which symbolic tracing does not know")
+        return Proxy
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+    def _not_kept(self, other: Any) -> Any:
+        raise TypeError("an in-place operator other than +=, -=, *= and /= can't be followed symbolically")
+
+    __ipow__ = __imatmul__ = __ifloordiv__ = __imod__ = __iand__ = __ior__ = __ixor__ = _not_kept
+
+
+def _question(frame: FrameType | None) -> str:
+    """The text of the question for the type of a value that the model's own code asks in this frame, or ``""``."""
+    if frame is not None and frame.f_code.co_name == "is_tensor" and frame.f_globals.get("__name__") == "torch":
+        return "torch.is_tensor(...)"
+    while frame is not None and frame.f_globals.get("__name__") in ("abc", "_py_abc", "typing"):
+        frame = frame.f_back  # an abstract class such as Sequence asks on behalf of its caller
+    if frame is None or _is_tracing(frame.f_globals.get("__name__", "")):
+        return ""
+    if not set(_ASKING) & set(frame.f_code.co_names):
+        return ""  # C++ asks, what it was given by torch.arange(n)
+    return _question_in(linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip())
+
+
+def _is_tracing(module: str) -> bool:
+    return module.partition(".")[0] in ("torch", "adfify")
+
+
+def _question_in(line: str) -> str:
+    """What asks in a line of code; the line itself where it is no whole statement, or where there is no source."""
+    if line and not any(name in line for name in _ASKING):
+        return ""
+    calls = [node for node in ast.walk(_parsed(line)) if isinstance(node, ast.Call)]
+    asking = [ast.unparse(call) for call in calls if isinstance(call.func, ast.Name) and call.func.id in _ASKING]
+    return " and ".join(asking) or line or "isinstance(...)"
+
+
+def _parsed(line: str) -> ast.Module:
+    try:
+        return ast.parse(f"{line.removeprefix('el')}\n pass" if line.endswith(":") else line)
+    except SyntaxError:
+        return ast.Module([], [])
+
+
+def _is_about_containers(question: str) -> bool:
+    """Whether it asks, for all that it says, for lists and the like, which a tensor is not."""
+    return question.startswith("isinstance(") and "..." not in question and "Tensor" not in question
+
+
+_SEVERAL = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.AdaptiveLogSoftmaxWithLoss)
+
+
+def _is_surely_tensor(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node's value is one tensor, whatever the model is given."""
+    if node.op in ("placeholder", "get_attr"):
+        return True
+    if node.op == "call_method":
+        return _returns_one_tensor(str(node.target))
+    if node.op == "call_function":
+        made_of_tensors = any(_is_surely_tensor(value, root) for value in node.all_input_nodes)
+        return made_of_tensors and _returns_one_tensor(getattr(node.target, "__name__", ""))
+    called = root.get_submodule(str(node.target))
+    return type(called).__module__.startswith("torch.nn.") and not isinstance(called, _SEVERAL)
+
+
+def _returns_one_tensor(name: str) -> bool:
+    """Whether every form of an aten operation on a tensor does."""
+    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
+    on_tensors = [one for one in schemas if one.arguments and str(one.arguments[0].type) == "Tensor"]
+    return bool(on_tensors) and all([str(result.type) for result in one.returns] == ["Tensor"] for one in on_tensors)
