@@ -208,10 +208,16 @@ def predict(
     """Predict pictures: label, probability, and the logit with the deviation that the pixels' noise gives it.
 
     Pictures are prepared as the network was trained, and the noise is carried
-    through the normalisation. The deviation is that of joint moments, a few
-    dozen passes for each picture; a .pt2 program has the one pass alone. A
+    through the normalisation. Mean and deviation are those of joint moments, a
+    few dozen passes for each picture; a .pt2 program has the one pass alone. A
     picture that can't be read is named, the others are done, and the exit
     code is 2.
+
+    The classes come in the order of these means. Probability is the expected
+    softmax, E[softmax], of Gaussian logits of the moments that are shown: by
+    joint moments with their covariance, where of many outputs those that are
+    far behind take part as one; by the one pass as if logits were independent.
+    It is below the softmax of the plain network where noise mixes up classes.
 
     \b
     adfify predict demo photos/

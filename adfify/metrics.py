@@ -29,9 +29,14 @@ def expected_probabilities(logits: Moments) -> Tensor:
         ``[N, classes]``, float64, rows sum to 1.
     """
     mean, variance = logits.mean.double(), logits.variance.double()
-    if bool((mean >= 0).all()) and torch.allclose(mean.sum(-1), mean.new_ones(()), rtol=0, atol=1e-4):
+    if are_probabilities(mean):
         return mean
     return gaussian.softmax(mean, variance, dim=-1)[0]
+
+
+def are_probabilities(mean: Tensor) -> bool:
+    """Whether outputs ``[N, classes]`` are probabilities already: not negative, and every row sums to 1."""
+    return bool((mean >= 0).all()) and torch.allclose(mean.sum(-1), mean.new_ones(()), rtol=0, atol=1e-4)
 
 
 def entropy(probabilities: Tensor) -> Tensor:

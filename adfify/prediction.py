@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adfify import metrics
+from adfify import metrics, pixels, ranking
 from adfify.checkpoint import LoadedProgram, Source, demo_source, open_source
 from adfify.conversion import adfify
-from adfify.errors import DataError, InputError
+from adfify.errors import CheckpointError, DataError, InputError
 from adfify.moments import JointMoments, Moments
 from adfify.network import ADFNetwork
 from adfify.preprocessing import Preprocessing
@@ -79,12 +79,13 @@ class Classifier:
         self,
         pictures: Tensor,
         noise_variance: float,
-        indices: Tensor,
+        indices: Tensor | str,
         *,
         samples: int | None = None,
         attribution: bool = False,
+        method: str = "auto",
     ) -> JointMoments:
-        """Joint moments of some logits ``[N, k]`` of each picture; arguments and errors as of :meth:`logits`.
+        """Joint moments of some logits ``[N, k]`` of each picture, or of ``"all"``; the rest as of :meth:`logits`.
 
         Raises:
             InputError: it is a .pt2 program.
@@ -95,7 +96,9 @@ class Classifier:
                 "explanation, give the network that it was made from."
             )
         variance = self.preprocessing.variance(checked_variance(noise_variance)).to(pictures).expand_as(pictures)
-        return self.adf.joint(Moments(pictures, variance), outputs=indices, samples=samples, attribution=attribution)
+        return self.adf.joint(
+            Moments(pictures, variance), outputs=indices, samples=samples, attribution=attribution, method=method
+        )
 
     def _run(self, mean: Tensor, variance: Tensor) -> Any:
         size = self.adf.batch_size if isinstance(self.adf, LoadedProgram) else None
@@ -115,7 +118,7 @@ class Score:
     Attributes:
         index: which output.
         label: its name.
-        probability: expected softmax probability.
+        probability: expected softmax probability under the moments beside it, see :mod:`adfify.ranking`.
         mean: of the logit.
         std: standard deviation of the logit, see :data:`JOINT`, or :data:`ONE_PASS`.
     """
@@ -129,7 +132,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one picture, best first."""
+    """The leading classes of one picture, the largest mean first."""
 
     path: Path
     top: tuple[Score, ...]
@@ -203,8 +206,12 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> Tensor:
 
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
+            range_ = pixels.range_of(picture)
+            upright = pixels.in_unit_range(ImageOps.exif_transpose(picture), range_)
             upright.load()
+        return preprocessing.tensor(upright)
+    except (InputError, CheckpointError):  # the network's fault, not the picture's
+        raise
     except Exception as error:  # a broken file raises whatever its decoder happens to stumble on
         if isinstance(error, FileNotFoundError):
             why = "there is no such file"
@@ -213,7 +220,6 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> Tensor:
         else:
             why = str(error) or type(error).__name__
         raise DataError(f"{path} can't be read: {why}") from error
-    return preprocessing.tensor(upright)
 
 
 def read_batches(
@@ -252,18 +258,53 @@ def predict(
         one_pass: fast, and with a std that ranks at best; else joint moments, where the network is no .pt2 program.
     """
     for good, pictures, bad in read_batches(paths, network.preprocessing, batch_size):
-        if good:
-            logits = network.logits(pictures, noise_variance)
-            probabilities = metrics.expected_probabilities(logits)
-            best = probabilities.topk(min(top, probabilities.shape[-1])).indices
-            shown: Moments | JointMoments = Moments(logits.mean.gather(1, best), logits.variance.gather(1, best))
-            if not (one_pass or network.one_pass_only):
-                shown = network.joint(pictures, noise_variance, best)
-            for row, path in enumerate(good):
-                columns = (best[row], probabilities[row, best[row]], shown.mean[row], shown.std[row])
-                scores = zip(*(column.tolist() for column in columns), strict=True)
-                yield Prediction(path, tuple(Score(i, network.label(i), p, mean, std) for i, p, mean, std in scores))
+        ranking_of_each = _ranked(network, pictures, noise_variance, top, one_pass)
+        for path, ranked in zip(good, ranking_of_each, strict=True):
+            columns = (ranked.indices, ranked.probability, ranked.mean, ranked.std)
+            scores = zip(*(column.tolist() for column in columns), strict=True)
+            yield Prediction(path, tuple(Score(i, network.label(i), p, mean, std) for i, p, mean, std in scores))
         yield from bad
+
+
+def _ranked(
+    network: Classifier, pictures: Tensor, noise_variance: float, top: int, one_pass: bool
+) -> Iterator[ranking.Ranked]:
+    """Of each picture, one by one, as they are done."""
+    if not len(pictures):
+        return
+    logits = network.logits(pictures, noise_variance)
+    for row in range(len(pictures)):
+        own = Moments(logits.mean[row : row + 1], logits.variance[row : row + 1])
+        if one_pass or network.one_pass_only:
+            yield ranking.by_one_pass(own, top)
+        else:
+            yield jointly_ranked(network, pictures[row : row + 1], noise_variance, top, own)
+
+
+def jointly_ranked(
+    network: Classifier, picture: Tensor, noise_variance: float, top: int, one_pass: Moments
+) -> ranking.Ranked:
+    """The leading classes of one picture ``[1, C, H, W]`` by joint moments.
+
+    See Note [What is shown belongs together].
+
+    Args:
+        network: no .pt2 program.
+        picture: normalised.
+        noise_variance: of every pixel, pixels in [0, 1].
+        top: how many.
+        one_pass: moments of its logits, ``[1, classes]``, which say how many there are, and of what kind.
+    """
+    classes = one_pass.mean.shape[-1]
+    softmaxed = metrics.are_probabilities(one_pass.mean.double())
+    if classes <= max(ranking.FEW, top):
+        every = network.joint(picture, noise_variance, torch.arange(classes).unsqueeze(0))
+        return ranking.by_joint(every, Moments(torch.empty(0), torch.empty(0)), top, softmaxed=softmaxed)
+    rough = network.joint(picture, noise_variance, "all", method="sketch")
+    leading = rough.mean.topk(min(top + ranking.SPARE, classes)).indices
+    others = torch.ones(classes, dtype=torch.bool).index_fill(0, leading[0], False)
+    rest = Moments(rough.mean[0, others], rough.variance[0, others])
+    return ranking.by_joint(network.joint(picture, noise_variance, leading), rest, top, softmaxed=softmaxed)
 
 
 def checked_variance(value: float, name: str = "--noise-variance") -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from adfify import pixels
 from adfify.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -111,30 +112,40 @@ class Preprocessing:
 
         Raises:
             InputError: the network takes neither grey nor colour pictures.
+            DataError: nothing says what the picture's values mean; see Note [A picture's range is its format's].
             CheckpointError: the library is not installed.
         """
-        modes = {1: "L", 3: "RGB"}
         channels = self.input_size[0]
-        if channels not in modes:
+        if channels not in (1, 3):
             raise InputError(f"the network takes {channels} channels, and a picture has 1 or 3; give it tensors.")
-        result: Tensor = self._transform()(picture.convert(modes[channels]))
+        shown = pixels.in_unit_range(picture, pixels.range_of(picture))
+        if shown.mode == "F":
+            return torch.cat([self._channel(shown, channel) for channel in range(channels)])
+        result: Tensor = self._transform(self.mean, self.std)(pixels.in_colours(shown, channels))
         return result
 
-    def _transform(self) -> Callable[[Image.Image], Any]:
+    def _channel(self, floats: Image.Image, channel: int) -> Tensor:
+        """``[1, H, W]``, one channel of a grey picture of floats in [0, 1], which resizing rounds nowhere."""
+        mean, std = (float(self._per_channel(values)[channel]) for values in (self.mean, self.std))
+        # In units of 255, in which timm's borders are; where resizing overshoots it ends there, as 8 bits do.
+        prepared: Tensor = self._transform((mean,), (1.0,))(floats.point(lambda value: value * 255))
+        return ((prepared + mean).clamp(0, 255) / 255 - mean) / std
+
+    def _transform(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Image.Image], Any]:
         if self.library == "torchvision":
-            return self._torchvision_transform()
+            return self._torchvision_transform(mean, std)
         transform: Callable[[Image.Image], Any] = needs("timm.data").create_transform(
             input_size=self.input_size,
             is_training=False,
-            mean=self.mean,
-            std=self.std,
+            mean=mean,
+            std=std,
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
         )
         return transform
 
-    def _torchvision_transform(self) -> Callable[[Image.Image], Any]:
+    def _torchvision_transform(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Image.Image], Any]:
         """The steps of torchvision's ImageClassification preset."""
         transforms = needs("torchvision.transforms")
         crop = self.input_size[1:]
@@ -148,7 +159,7 @@ class Preprocessing:
                 transforms.CenterCrop(crop),
                 transforms.PILToTensor(),
                 transforms.ConvertImageDtype(torch.float32),
-                transforms.Normalize(self.mean, self.std),
+                transforms.Normalize(mean, std),
             ]
         )
         return steps

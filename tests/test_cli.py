@@ -256,9 +256,10 @@ def test_predict_as_json(adfify, sources, folder):
     x = prediction.read_picture(folder / "a.png", tiny.PREPROCESSING).unsqueeze(0)
     network = prediction.classifier(sources["tiny"])
     shown = report["predictions"][0]["top"]
-    joint = network.joint(x, 0.01, torch.tensor([[score["index"] for score in shown]]))
-    assert [score["mean"] for score in shown] == pytest.approx(joint.mean[0].tolist(), rel=1e-5)
-    assert [score["std"] for score in shown] == pytest.approx(joint.std[0].tolist(), rel=1e-5)
+    joint, indices = network.joint(x, 0.01, "all"), [score["index"] for score in shown]
+    assert indices == joint.mean[0].topk(2).indices.tolist()
+    assert [score["mean"] for score in shown] == pytest.approx(joint.mean[0, indices].tolist(), rel=1e-5)
+    assert [score["std"] for score in shown] == pytest.approx(joint.std[0, indices].tolist(), rel=1e-5)
 
 
 def test_predict_by_one_pass(adfify, sources, folder, tmp_path):
