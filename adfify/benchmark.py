@@ -14,9 +14,11 @@ from torch import Tensor
 from adfify import metrics
 from adfify.checkpoint import Source
 from adfify.errors import DataError, InputError
+from adfify.labels import class_folders, class_indices
 from adfify.moments import Moments
-from adfify.prediction import Classifier, Unreadable, classifier, example_input, find_pictures, read_batches
+from adfify.prediction import Classifier, Unreadable, classes_of, classifier, find_pictures, read_batches
 from adfify.preprocessing import needs
+from adfify.printable import printable
 
 COST_PICTURES, COST_ROUNDS = 4, 7
 
@@ -91,6 +93,7 @@ class Report:
         weights: where they come from.
         pictures: how many were read.
         labelled: whether the folder's class folders gave labels.
+        unlabelled: if not, why.
         unreadable: what could not be read.
         rows: the plain softmax, then ADF at each noise variance.
         cost: of the ADF pass in plain forwards.
@@ -100,6 +103,7 @@ class Report:
     weights: str
     pictures: int
     labelled: bool
+    unlabelled: str
     unreadable: tuple[Unreadable, ...]
     rows: tuple[Row, ...]
     cost: Cost
@@ -107,10 +111,19 @@ class Report:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Files with the class folder that each stands in, or None where the folder has no class folders."""
+    """Pictures of a folder.
+
+    Attributes:
+        paths: the files.
+        folders: the class folder that each stands in, or None where not all stand in one.
+        every: all class folders, sorted, also those that no picture is taken of.
+        loose: pictures that stand in no class folder.
+    """
 
     paths: tuple[Path, ...]
     folders: tuple[str, ...] | None
+    every: tuple[str, ...] = ()
+    loose: tuple[Path, ...] = ()
 
 
 def open_folder(folder: Path, limit: int | None = None) -> Pictures:
@@ -124,54 +137,16 @@ def open_folder(folder: Path, limit: int | None = None) -> Pictures:
         DataError: it does not exist, or has no pictures.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; --data takes a folder of pictures, best with one folder a class.")
+        raise DataError(
+            f"{printable(folder)} is not a folder; --data takes a folder of pictures, best with one folder a class."
+        )
     paths = find_pictures([folder])
+    loose = tuple(path for path in paths if path.parent == folder)
     if limit is not None and limit < len(paths):
         paths = [paths[index * len(paths) // limit] for index in range(limit)]
-    parts = [path.relative_to(folder).parts for path in paths]
-    nested = all(len(part) > 1 for part in parts)
-    return Pictures(tuple(paths), tuple(part[0] for part in parts) if nested else None)
-
-
-def class_indices(folders: Sequence[str], labels: Sequence[str] | None, classes: int) -> dict[str, int] | None:
-    """Which output of a network each class folder is, or None if no folder is known to it.
-
-    A folder is named by the index of the output, by its label ("tabby_cat" is "tabby cat", and one of several
-    synonyms will do), or, for networks with ImageNet's 1000 classes, by WordNet id ("n02123045").
-
-    Raises:
-        DataError: some folders are known and others are not; the latter are named.
-    """
-    names = _names(labels or (), classes)
-    found = {folder: names.get(_plain(folder)) for folder in set(folders)}
-    unknown = sorted(folder for folder, index in found.items() if index is None)
-    if len(unknown) == len(found):
-        return None
-    if unknown:
-        raise DataError(
-            f"{len(found) - len(unknown)} class folders are known to the network, and {len(unknown)} are not: "
-            f"{', '.join(unknown[:10])}{' ...' if len(unknown) > 10 else ''}. Name them by the network's labels, "
-            "WordNet ids or output indices, or take them out."
-        )
-    return {folder: index for folder, index in found.items() if index is not None}
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").lower().split())
-
-
-def _names(labels: Sequence[str], classes: int) -> dict[str, int]:
-    """Every unambiguous name of an output."""
-    named: dict[str, set[int]] = {}
-    for index, label in enumerate(labels):
-        for name in {_plain(label), *(_plain(synonym) for synonym in label.split(","))}:
-            named.setdefault(name, set()).add(index)
-    if classes == 1000:
-        imagenet = needs("timm.data.imagenet_info").ImageNetInfo()
-        for index, synset in enumerate(imagenet.label_names()):
-            named.setdefault(synset, set()).add(index)
-    known = {str(index): index for index in range(classes)}
-    return known | {name: next(iter(indices)) for name, indices in named.items() if len(indices) == 1}
+    # Decided by all pictures, not by those that a limit leaves.
+    names = None if loose else tuple(path.relative_to(folder).parts[0] for path in paths)
+    return Pictures(tuple(paths), names, class_folders(folder), loose)
 
 
 @dataclass
@@ -247,8 +222,10 @@ def evaluate(
     if source.converted:
         raise InputError(f"{source.name} is converted already; give the original network, to be compared with.")
     network = classifier(source)
-    classes = _plain_logits(source, example_input(source)).shape[-1]
-    label_of = _labels(data, source.labels, classes)
+    label_of, unlabelled = _labels(data, source.labels, classes_of(source))
+    if label_of is not None:
+        needs("torchmetrics.functional.classification", "benchmark")  # not found out at the end
+    done = progress or (lambda count: None)
     scores = {noise: _Scores() for noise in (None, *noise_variances)}
     unreadable: list[Unreadable] = []
     first = torch.empty(0)
@@ -260,30 +237,33 @@ def evaluate(
             scores[None].add(_plain_logits(source, pictures), labels)
             for noise in noise_variances:
                 scores[noise].add(network.logits(pictures, noise), labels)
-        if progress is not None:
-            progress(len(good) + len(bad))
+        for _ in (*good, *bad):
+            done(1)
     if not len(first):
         raise DataError(f"not one of the {len(data.paths)} pictures can be read; the first: {unreadable[0].error}")
     predicted = torch.cat(scores[None].predicted)
     rows = tuple(kept.row(noise, predicted) for noise, kept in scores.items())
     cost = _pass_cost(source, network, first, noise_variances[0])
-    return Report(source.name, source.weights, len(predicted), label_of is not None, tuple(unreadable), rows, cost)
+    labelled, names = label_of is not None, (source.name, source.weights)
+    return Report(*names, len(predicted), labelled, unlabelled, tuple(unreadable), rows, cost)
 
 
-def _labels(data: Pictures, names: Sequence[str] | None, classes: int) -> dict[Path, int] | None:
-    """The label of each picture, where its folder says."""
-    indices = None if data.folders is None else class_indices(data.folders, names, classes)
-    if data.folders is None or indices is None:
-        return None
-    return {path: indices[folder] for path, folder in zip(data.paths, data.folders, strict=True)}
+def _labels(data: Pictures, names: Sequence[str] | None, classes: int) -> tuple[dict[Path, int] | None, str]:
+    """The label of each picture, where its folder says, or why there are none."""
+    if data.folders is None:
+        beside = f"{len(data.loose)} pictures stand beside the class folders, such as {printable(data.loose[0])}"
+        return None, beside if data.every else "there are no class folders"
+    indices = class_indices(data.folders, names, classes, data.every)
+    if indices is None:
+        first = ", ".join(printable(folder) for folder in data.every[:5])
+        return None, f"the network knows none of the {len(data.every)} class folders ({first})"
+    return {path: indices[folder] for path, folder in zip(data.paths, data.folders, strict=True)}, ""
 
 
 def _plain_logits(source: Source, pictures: Tensor) -> Moments:
     """The plain network's logits, ``[N, classes]``, at variance 0."""
     with torch.inference_mode():
         logits = source.model(pictures)
-    if not (isinstance(logits, Tensor) and logits.dim() == 2):
-        raise InputError(f"{source.name} is no classifier: benchmark takes networks that return [pictures, classes].")
     return Moments(logits, torch.zeros_like(logits))
 
 

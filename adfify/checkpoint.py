@@ -14,8 +14,9 @@ from torch import nn
 
 from adfify.errors import CheckpointError, DataError
 from adfify.preprocessing import Preprocessing, needs, torchvision_weights
+from adfify.printable import printable
 from adfify.program import LoadedProgram, existing_file, load, save
-from adfify.weights import SUFFIXES, fill, read_state
+from adfify.weights import SUFFIXES, classes_in, fill, read_state
 
 __all__ = ["LoadedProgram", "Source", "demo_pictures", "demo_source", "load", "open_source", "save"]
 
@@ -54,11 +55,11 @@ def open_source(
 
     Args:
         spec: ``timm:NAME`` or ``torchvision:NAME``; or a file: a .pt2 that :func:`save` wrote, or weights, which need
-            ``arch``: .safetensors, or a state_dict in .pth, .pt, .bin, .ckpt, read as weights only, so that no code
-            in it can run.
+            ``arch``: .safetensors, or a state_dict in .pth, .pt, .bin, .ckpt, .pth.tar, read as weights only, so that
+            no code in it can run.
         weights: the weights of a named network; without, it has its random initialisation.
         arch: for a file of weights, the network they belong to: ``timm:NAME`` or ``torchvision:NAME``.
-        num_classes: number of outputs, where it is not the architecture's default.
+        num_classes: number of outputs, where it is not the architecture's default; that of weights is read from them.
 
     Raises:
         CheckpointError: no such model or file, a file that is no checkpoint, or one of another network (which keys
@@ -72,10 +73,12 @@ def open_source(
         _refuse(spec, weights=weights)
         existing_file(file)
         if file.suffix not in SUFFIXES:
-            raise CheckpointError(f"{spec}: files named {file.suffix or 'so'} are not read; {', '.join(SUFFIXES)} are.")
+            raise CheckpointError(
+                f"{printable(spec)}: files named {file.suffix or 'so'} are not read; {', '.join(SUFFIXES)} are."
+            )
         if arch is None:
             raise CheckpointError(
-                f"{spec} holds weights, not the network they belong to. Say which: arch='timm:NAME' or "
+                f"{printable(spec)} holds weights, not the network they belong to. Say which: arch='timm:NAME' or "
                 "'torchvision:NAME' (--arch timm:resnet18)."
             )
         return _open_named(arch, file, num_classes)
@@ -84,11 +87,11 @@ def open_source(
 
 
 def _refuse(spec: str, **options: Any) -> None:
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given = [f"{name}={printable(value)}" for name, value in options.items() if value is not None]
     if given:
         raise CheckpointError(
-            f"{', '.join(given)} does not go with {spec}. A named network takes weights, a file of weights takes arch, "
-            "and a .pt2 has everything in it."
+            f"{', '.join(given)} does not go with {printable(spec)}. A named network takes weights, a file of "
+            "weights takes arch, and a .pt2 has everything in it."
         )
 
 
@@ -102,18 +105,38 @@ def _open_program(file: Path) -> Source:
 def _open_named(spec: str, weights: Path | None, num_classes: int | None) -> Source:
     library, _, name = spec.partition(":")
     if library not in _MAKERS or not name:
-        raise CheckpointError(_unknown_spec(spec))
+        raise CheckpointError(_on_the_hub(spec) or _unknown_spec(spec))
     model, labels = _MAKERS[library](name, num_classes)
-    model.eval()
     origin = RANDOM
     if weights is not None:
         state, origin = read_state(weights)
+        own_classes = classes_in(state, model) if num_classes is None else None
+        if own_classes is not None:
+            model, labels = _MAKERS[library](name, own_classes)
         fill(model, state, spec, origin)
+    model.eval()
     return Source(spec, model, Preprocessing.of(model, spec), labels, origin)
+
+
+_HUBS = ("hf-hub", "hf_hub", "hf", "huggingface")
+
+
+def _on_the_hub(spec: str) -> str:
+    """What to do about a name of the Hugging Face hub; ``""`` for any other."""
+    hub, _, name = spec.partition(":")
+    if hub.lower() not in _HUBS:
+        return ""
+    arch = name.rpartition("/")[2].partition(".")[0] or "NAME"
+    return (
+        f"{printable(spec)} is a name of the Hugging Face hub, and adfify downloads nothing. Download its weights "
+        f"yourself, hf download {printable(name or 'OWNER/NAME')} model.safetensors, and give the file: "
+        f"model.safetensors with --arch timm:{printable(arch)} (arch='timm:{printable(arch)}')."
+    )
 
 
 def _unknown_spec(spec: str) -> str:
     library, colon, _ = spec.partition(":")
+    spec = printable(spec)
     if colon:
         return f"{spec}: {library!r} is no source of models; timm:NAME and torchvision:NAME are, or a file."
     return (
@@ -126,7 +149,11 @@ def _timm(name: str, num_classes: int | None) -> tuple[nn.Module, tuple[str, ...
     timm = needs("timm")
     # Only names of its own list: timm also takes hf-hub:NAME, which would go to the network.
     if not timm.is_model(name.partition(".")[0]):
-        raise CheckpointError(_unknown_model("timm", name, timm.list_models()))
+        hub = _on_the_hub(name)
+        own = (
+            f"timm has no model {name!r} of its own: {hub}" if hub else _unknown_model("timm", name, timm.list_models())
+        )
+        raise CheckpointError(own)
     options = {} if num_classes is None else {"num_classes": num_classes}
     model = _made(f"timm:{name}", lambda: timm.create_model(name, pretrained=False, **options))
     if getattr(model, "num_classes", None) != _IMAGENET_CLASSES:

@@ -1,31 +1,34 @@
-"""The command line: inspect, convert, predict, demo, benchmark. The only file of the package that prints."""
+"""The command line: inspect, convert, predict, demo, benchmark. With its terminal.py it alone prints."""
 
 from __future__ import annotations
 
 import enum
 import json
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from adfify.errors import AdfifyError, ExportError, InputError, MissingOp, ModelError, UnsupportedOpsError
+from adfify.paths import check_folder, check_output
+from adfify.printable import printable
+from adfify.terminal import BAD_USE, Commands, busy, print_json, progress, stderr, stdout
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
     from adfify.checkpoint import Source
     from adfify.prediction import Prediction, Unreadable
 
 # Libraries that take a second to import (rich's tables, timm, matplotlib ...) are imported where they are used.
 
-CANT_CONVERT, BAD_USE, INTERRUPTED = 1, 2, 130
+CANT_CONVERT, INTERRUPTED = 1, 130
 
 app = typer.Typer(
     name="adfify",
+    cls=Commands,
     help="Turn a trained PyTorch network into one that gives a mean and a variance for every output, in one pass.\n\n"
     "Start with: adfify demo",
     epilog="Exit codes: 0 done, 1 the model can't be converted, 2 bad use (a wrong name, file or picture).",
@@ -55,7 +58,15 @@ Weights = Annotated[
 Arch = Annotated[
     str | None, typer.Option(metavar="NAME", help="The network that a file of weights is of, such as timm:resnet18.")
 ]
-Classes = Annotated[int | None, typer.Option("--num-classes", min=1, help="Outputs, if not the network's usual ones.")]
+Classes = Annotated[
+    int | None,
+    typer.Option("--num-classes", min=1, help="Outputs, if not the network's usual ones; read from weights if given."),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Names of the outputs, in their order: one a line, or JSON."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace results that are there already.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 PixelNoise = Annotated[
     float, typer.Option(help="Variance of the noise on every pixel, pixels being in [0, 1]: 0.001 is 8 of 255.")
@@ -118,9 +129,9 @@ def inspect(
         kinds = display.operations(records)
         if as_json:
             report = {"model": source.name, "engine": engine, "convertible": not missing}
-            _print_json({**report, "operations": kinds, "missing": missing, "plan": records})
+            print_json({**report, "operations": kinds, "missing": missing, "plan": records})
         else:
-            _stdout(f"{source.name}, traced by {engine}", display.of_operations(kinds), display.verdict(kinds, missing))
+            stdout(f"{source.name}, traced by {engine}", display.of_operations(kinds), display.verdict(kinds, missing))
         if missing:
             raise typer.Exit(CANT_CONVERT)
 
@@ -140,11 +151,13 @@ def convert(
         bool, typer.Option("--published", help="The published code's numerics, where --min-variance is added.")
     ] = False,
     dropout: Annotated[Dropout, typer.Option(help="What becomes of dropout.")] = Dropout.off,
+    labels: Labels = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a network that carries variances as a .pt2 program, which runs where only torch is installed.
 
-    What became of each operation is written beside it, to OUT.json.
+    What became of each operation is written beside it, to OUT.pt2.json.
 
     \b
     adfify convert timm:resnet18 --weights resnet18.pth -o resnet18_adf.pt2
@@ -156,34 +169,39 @@ def convert(
         from adfify.program import read_metadata, save
 
         if output.suffix != ".pt2":
-            raise InputError(f"-o {output}: name it .pt2, which is what torch.export programs are called.")
-        source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
-        if source.converted:
-            raise InputError(f"{spec} is converted already; predict takes it as it is.")
+            raise InputError(f"-o {printable(output)}: name it .pt2, which is what torch.export programs are called.")
+        plan = output.with_name(f"{output.name}.json")
+        for file in (output, plan):
+            check_output(file, force)
+        prediction.checked_variance(noise_variance)
+        prediction.checked_variance(min_variance, "--min-variance")
+        if Path(spec).suffix == ".pt2":
+            raise InputError(f"{printable(spec)} is converted already; predict takes it as it is.")
+        source = _opened(spec, weights, arch, num_classes, labels)
         _warn_of_random(source)
         example = prediction.example_input(source)
         adf = conversion.adfify(
             source.model,
             example,
-            noise_variance=prediction.checked_variance(noise_variance),
-            min_variance=prediction.checked_variance(min_variance, "--min-variance"),
+            noise_variance=noise_variance,
+            min_variance=min_variance,
             rules=paper.RULES if published else registry.RULES,
             dropout=dropout.value,
             share_weights=True,
         )
         output.parent.mkdir(parents=True, exist_ok=True)
-        with _busy(f"exporting {source.name}"):
+        with busy(f"exporting {source.name}"):
             save(adf, output, preprocessing=source.preprocessing, labels=source.labels, example_inputs=example)
         metadata = read_metadata(output)
-        plan = output.with_suffix(".json")
         plan.write_text(json.dumps({"weights": source.weights, **metadata}, indent=1), encoding="utf-8")
         kinds, run = display.operations(metadata["plan"]), display.how_to_run(output, metadata)
         if as_json:
-            _print_json({"model": source.name, "program": output, "plan": plan, "operations": kinds, "run": run})
+            print_json({"model": source.name, "program": output, "plan": plan, "operations": kinds, "run": run})
         else:
-            _stdout(f"{output}: {source.name}, {display.counted(kinds)}", f"{plan}: what became of each of them")
-            _stdout("\nWhere only torch is installed:", display.indented(run))
-            _stdout("\nHere:", f"  adfify predict {output} PICTURES")
+            written, beside = printable(output), printable(plan)
+            stdout(f"{written}: {source.name}, {display.counted(kinds)}", f"{beside}: what became of each of them")
+            stdout("\nWhere only torch is installed:", display.indented(run))
+            stdout("\nHere:", f"  adfify predict {printable(shlex.quote(str(output)))} PICTURES")
 
 
 @app.command()
@@ -203,6 +221,7 @@ def predict(
     weights: Weights = None,
     arch: Arch = None,
     num_classes: Classes = None,
+    labels: Labels = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict pictures: label, probability, and the logit with the deviation that the pixels' noise gives it.
@@ -230,15 +249,20 @@ def predict(
         prediction.checked_variance(noise_variance)
         if explain is not None and one_pass:
             raise InputError("--explain takes joint moments, and --one-pass has none: give one of them.")
+        if explain is not None:
+            _check_figures(explain, spec)
         paths = prediction.find_pictures(pictures)
-        source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
+        source = _opened(spec, weights, arch, num_classes, labels)
         _warn_of_random(source)
+        if source.labels is None:
+            source, said = prediction.named_by_folders(source, pictures)
+            stderr(f"note: {said}")
         network = prediction.classifier(source)
         done: list[Prediction] = []
         failed: list[Unreadable] = []
         figures: list[Path] = []
         results = prediction.predict(network, paths, noise_variance, top=top, batch_size=batch_size, one_pass=one_pass)
-        with _progress("predicting", len(paths)) as advance:
+        with progress("predicting", len(paths)) as advance:
             for result in results:
                 if isinstance(result, prediction.Unreadable):
                     failed.append(result)
@@ -251,9 +275,9 @@ def predict(
         note = prediction.ONE_PASS if one_pass or network.one_pass_only else prediction.JOINT
         report = {"model": source.name, "weights": source.weights, "noise_variance": noise_variance, "note": note}
         if as_json:
-            _print_json({**report, "predictions": done, "unreadable": failed, "figures": figures})
+            print_json({**report, "predictions": done, "unreadable": failed, "figures": figures})
         else:
-            _stdout(display.of_predictions(done), note, *(f"explained: {figure}" for figure in figures))
+            stdout(display.of_predictions(done), note, *(f"explained: {printable(figure)}" for figure in figures))
         _name(failed, len(paths))
 
 
@@ -264,6 +288,7 @@ def demo(
     ),
     draws: Annotated[int, typer.Option(min=2, help="Monte Carlo passes for each picture and noise level.")] = 100,
     pictures: Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures.")] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """The whole thing on a real network: convert, predict, and hold it against Monte Carlo. Needs no internet.
@@ -277,21 +302,26 @@ def demo(
     adfify demo --draws 1000 -o figures/
     """
     with _reported(as_json):
-        from adfify import checkpoint, display, prediction
+        from adfify import checkpoint, display, preprocessing
         from adfify import demo as job
 
+        figure = output / "demo.png"
+        check_output(figure, force)
+        preprocessing.needs("matplotlib.figure", "demo")
         paths = checkpoint.demo_pictures()[:pictures]
         source = checkpoint.demo_source()
-        with _progress("one pass, and Monte Carlo beside it", job.steps(len(paths), draws)) as advance:
-            result = job.run(source, paths, draws=draws, progress=advance)
+        with progress("pictures, by one pass, joint moments and Monte Carlo", len(paths)) as advance:
+            step = len(paths) / job.steps(len(paths), draws)
+            result = job.run(source, paths, draws=draws, progress=lambda count: advance(count * step))
         output.mkdir(parents=True, exist_ok=True)
-        figure = job.draw(result, output / "demo.png")
+        job.draw(result, figure)
         if as_json:
-            _print_json({**job.record(result), "note": prediction.ONE_PASS, "figure": figure})
+            print_json({**job.record(result), "note": display.demo_note(result), "figure": figure})
         else:
             predictions, levels = display.of_demo(result)
-            _stdout(f"{result.name}, pixel noise variance {result.middle.noise_variance:g}:", predictions)
-            _stdout(prediction.ONE_PASS, levels, display.demo_summary(result), f"\nThe figure: {figure}", _NEXT)
+            stdout(f"{result.name}, pixel noise variance {result.middle.noise_variance:g}:", predictions)
+            stdout(display.demo_note(result), levels, display.demo_summary(result))
+            stdout(f"\nThe figure: {printable(figure)}", _NEXT)
 
 
 @app.command()
@@ -309,13 +339,17 @@ def benchmark(
     weights: Weights = None,
     arch: Arch = None,
     num_classes: Classes = None,
+    labels: Labels = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure what the variance is worth, beside the plain network's own softmax, and what it costs.
 
-    Class folders are named by label, WordNet id (n02123045) or output index;
-    without them only what needs no labels is measured. Pictures are taken as
-    they are: no noise is added.
+    Class folders are named by label, WordNet id (n02123045) or output index. Of
+    a network without labels they are its outputs in sorted order, as torchvision's
+    ImageFolder has it; --labels names them otherwise. Without class folders only
+    what needs no labels is measured. Pictures are taken as they are: no noise is
+    added.
 
     \b
     adfify benchmark demo --data imagenet/val/ --limit 500
@@ -328,22 +362,27 @@ def benchmark(
         if len(specs) > 1 and weights is not None:
             raise InputError(f"--weights {weights} is for one network, and {len(specs)} were given.")
         levels = tuple(prediction.checked_variance(level) for level in noise_variance or [1e-3])
+        file, reports = output / "benchmark.json", []
+        check_output(file, force)
         found = job.open_folder(data, limit)
         output.mkdir(parents=True, exist_ok=True)
-        file, reports = output / "benchmark.json", []
         for spec in specs:
-            source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
+            source = _opened(spec, weights, arch, num_classes, labels)
             _warn_of_random(source)
-            with _progress(source.name, len(found.paths)) as advance:
+            with progress(source.name, len(found.paths)) as advance:
                 report = job.evaluate(source, found, levels, batch_size=batch_size, progress=advance)
             reports.append(report)
+            if not report.labelled:
+                stderr(f"note: {source.name} is measured without labels: {report.unlabelled}.")
             # After every network: an error or Ctrl-C in the next one costs nothing.
             record = {"data": data, "note": prediction.ONE_PASS, "reports": reports}
             file.write_text(display.to_json(record), encoding="utf-8")
         if as_json:
-            _print_json(record)
+            print_json(record)
         else:
-            _stdout(display.of_benchmark(reports), display.benchmark_notes(reports), prediction.ONE_PASS, f"{file}")
+            stdout(
+                display.of_benchmark(reports), display.benchmark_notes(reports), prediction.ONE_PASS, printable(file)
+            )
         failed = [unreadable for report in reports[:1] for unreadable in report.unreadable]
         _name(failed, len(found.paths))
 
@@ -374,71 +413,46 @@ def _reported(as_json: bool) -> Iterator[None]:
 def _fail(error: Exception, code: int, as_json: bool) -> NoReturn:
     if as_json:
         detail = {"missing": error.missing} if isinstance(error, UnsupportedOpsError) else {}
-        _print_json({"error": {"type": type(error).__name__, "message": str(error), **detail}})
+        print_json({"error": {"type": type(error).__name__, "message": str(error), **detail}})
     else:
-        _stderr(f"error: {error}")
+        stderr(f"error: {error}")
     raise typer.Exit(code) from error
 
 
 def _name(failed: list[Unreadable], count: int) -> None:
     """Name the pictures that could not be read, and say so in the exit code."""
     for unreadable in failed:
-        _stderr(f"unreadable: {unreadable.error}")
+        stderr(f"unreadable: {unreadable.error}")
     if failed:
-        _stderr(f"{len(failed)} of {count} pictures could not be read; the others are done.")
+        stderr(f"{len(failed)} of {count} pictures could not be read; the others are done.")
         raise typer.Exit(BAD_USE)
+
+
+def _opened(spec: str, weights: Path | None, arch: str | None, num_classes: int | None, labels: Path | None) -> Source:
+    """The network of a SPEC, its outputs named by --labels if that is given."""
+    from adfify import prediction
+    from adfify.labels import read_labels
+
+    names = None if labels is None else read_labels(labels)  # before the work
+    source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
+    return source if labels is None or names is None else prediction.labelled(source, labels, names)
+
+
+def _check_figures(folder: Path, spec: str) -> None:
+    """Raise what is in the way of --explain, before the work."""
+    from adfify import preprocessing
+
+    check_folder(folder, "--explain")
+    preprocessing.needs("matplotlib.figure", "demo")
+    if Path(spec).suffix == ".pt2":
+        raise InputError(
+            f"--explain takes joint moments, and {printable(spec)} is a .pt2 program, which holds the one pass alone: "
+            "give the network that it was made from."
+        )
 
 
 def _warn_of_random(source: Source) -> None:
     from adfify.checkpoint import RANDOM
 
     if source.weights == RANDOM:
-        _stderr(f"note: {source.name} has random weights, so what it predicts means nothing; give --weights FILE.")
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, if that is a terminal; call what it gives with how many more are done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = _console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
-
-
-@contextmanager
-def _busy(what: str) -> Iterator[None]:
-    """A sign of life on standard error, if that is a terminal, for work whose length nobody knows."""
-    console = _console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(what):
-        yield
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 200  # piped into a file or a pager: lines as long as they are, not 80
-    return console
-
-
-def _stdout(*parts: RenderableType) -> None:
-    console = _console()
-    for part in parts:
-        console.print(part)
-
-
-def _stderr(text: str) -> None:
-    _console(stderr=True).print(text)
-
-
-def _print_json(value: Any) -> None:
-    from adfify import display
-
-    print(display.to_json(value))
+        stderr(f"note: {source.name} has random weights, so what it predicts means nothing; give --weights FILE.")

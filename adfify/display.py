@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from adfify.errors import MissingOp
+from adfify.printable import printable
 
 if TYPE_CHECKING:
     from adfify.benchmark import Report, Row
@@ -68,7 +69,7 @@ def of_operations(kinds: Iterable[Operation]) -> Table:
         rule = {"keep": "unchanged: it carries no variance", "missing": "MISSING"}.get(kind.action, kind.rule or "")
         style = "bold red" if kind.action == "missing" else None
         exact = moments[kind.exact] if kind.action == "convert" else ""
-        table.add_row(kind.op, str(kind.count), rule.removeprefix("adfify."), exact, style=style)
+        table.add_row(printable(kind.op), str(kind.count), printable(rule.removeprefix("adfify.")), exact, style=style)
     return table
 
 
@@ -78,12 +79,22 @@ def of_predictions(predictions: Iterable[Prediction]) -> Table:
     for prediction in predictions:
         for position, score in enumerate(prediction.top):
             table.add_row(
-                str(prediction.path) if position == 0 else "",
-                short(score.label),
+                printable(prediction.path) if position == 0 else "",
+                printable(short(score.label)),
                 f"{score.probability:.1%}",
                 plus_minus(score.mean, score.std),
             )
     return table
+
+
+def demo_note(demo: Demo) -> str:
+    """Which ± is which, and what each is worth."""
+    return (
+        f"± is the standard deviation that pixel noise of variance {demo.middle.noise_variance:g} gives the logit, by "
+        "three ways. One pass: units are taken as independent, which on deep networks makes it too small; at best it "
+        "ranks, it is not a calibrated error bar. Joint: correlations of units included; label and probability are by "
+        f"its moments. Monte Carlo: {demo.draws} noisy passes of the original network, the truth to hold both against."
+    )
 
 
 def of_demo(demo: Demo) -> tuple[Table, Table]:
@@ -95,7 +106,14 @@ def of_demo(demo: Demo) -> tuple[Table, Table]:
         one_pass = plus_minus(float(middle.one_pass_mean[row]), float(middle.one_pass_std[row]))
         joint = plus_minus(float(middle.joint_mean[row]), float(middle.joint_std[row]))
         truth = plus_minus(float(middle.true_mean[row]), float(middle.true_std[row]))
-        pictures.add_row(path.name, short(label), f"{float(demo.probabilities[row]):.1%}", one_pass, joint, truth)
+        pictures.add_row(
+            printable(path.name),
+            printable(short(label)),
+            f"{float(demo.probabilities[row]):.1%}",
+            one_pass,
+            joint,
+            truth,
+        )
     stds = ("one-pass std", "joint std", "Monte Carlo std")
     columns = ("pixel noise variance", *stds, "one-pass std is", "its mean is off by")
     ranks = ("rank corr. over pictures", "over logits")
@@ -142,7 +160,7 @@ def of_benchmark(reports: Sequence[Report]) -> Table:
             cost = "1" if plain else f"{report.cost.median:.1f}"
             shown = [row.mean_confidence, row.mean_entropy, row.mean_std, row.agreement]
             table.add_row(
-                report.model if plain else "",
+                printable(report.model) if plain else "",
                 row.method if plain else f"{row.method} at {row.noise_variance:g}",
                 *(_quality(row) if labelled else []),
                 *map(number, shown),

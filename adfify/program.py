@@ -18,6 +18,7 @@ from adfify.exporting import Exported, Input, export
 from adfify.moments import Moments, as_moments
 from adfify.network import ADFNetwork
 from adfify.preprocessing import Preprocessing
+from adfify.printable import printable
 
 METADATA = "adfify.json"
 FORMAT = 1
@@ -151,7 +152,7 @@ def save(
         unfinished.replace(target)
     except Exception as error:  # torch raises nearly any type here
         unfinished.unlink(missing_ok=True)
-        raise ExportError(f"{target} can't be written: {type(error).__name__}: {error}") from error
+        raise ExportError(f"{printable(target)} can't be written: {type(error).__name__}: {error}") from error
     return target
 
 
@@ -171,7 +172,7 @@ def load(path: str | Path) -> LoadedProgram:
     except Exception as error:  # torch raises nearly any type here
         writer = metadata["versions"]
         raise CheckpointError(
-            f"{file} was written by adfify {writer['adfify']} with torch {writer['torch']}, and torch "
+            f"{printable(file)} was written by adfify {writer['adfify']} with torch {writer['torch']}, and torch "
             f"{torch.__version__} can't read it: {type(error).__name__}: {error}"
         ) from error
 
@@ -190,19 +191,23 @@ def read_metadata(file: Path) -> dict[str, Any]:
             if own:
                 metadata: dict[str, Any] = json.loads(archive.read(own[0]))
                 if metadata["format"] > FORMAT:
-                    raise CheckpointError(f"{file} was written by a newer adfify, {metadata['versions']['adfify']}.")
+                    raise CheckpointError(
+                        f"{printable(file)} was written by a newer adfify, {metadata['versions']['adfify']}."
+                    )
                 return metadata
     if any("/models/" in name or name == "serialized_exported_program.json" for name in names):
         raise CheckpointError(
-            f"{file} is an exported program of a plain model, which adfify can't convert yet. Convert the Python model "
-            "it was exported from: adfify.adfify(model), or `adfify convert WEIGHTS --arch timm:NAME`."
+            f"{printable(file)} is an exported program of a plain model, which adfify can't convert yet. Convert the "
+            "Python model it was exported from: adfify.adfify(model), or `adfify convert WEIGHTS --arch timm:NAME`."
         )
     if any(name.endswith("data.pkl") for name in names):
         raise CheckpointError(
-            f"{file} is no exported program but a checkpoint that torch.save wrote. Name it .pth and say what it is "
-            "of: arch='timm:NAME' (--arch timm:NAME)."
+            f"{printable(file)} is no exported program but a checkpoint that torch.save wrote. Name it .pth and say "
+            "what it is of: arch='timm:NAME' (--arch timm:NAME)."
         )
-    raise CheckpointError(f"{file} is not an exported program: torch.export writes a zip archive, and this is none.")
+    raise CheckpointError(
+        f"{printable(file)} is not an exported program: torch.export writes a zip archive, and this is none."
+    )
 
 
 def existing_file(path: str | Path) -> Path:
@@ -213,11 +218,11 @@ def existing_file(path: str | Path) -> Path:
     """
     file = Path(path)
     if file.is_dir():
-        raise CheckpointError(f"{file} is a directory; give the file in it that holds the weights.")
+        raise CheckpointError(f"{printable(file)} is a directory; give the file in it that holds the weights.")
     if not file.exists():
-        raise CheckpointError(f"{file} does not exist (looked from {Path.cwd()}).")
+        raise CheckpointError(f"{printable(file)} does not exist (looked from {Path.cwd()}).")
     if file.stat().st_size == 0:
-        raise CheckpointError(f"{file} is empty (0 bytes): a download or a copy that broke off?")
+        raise CheckpointError(f"{printable(file)} is empty (0 bytes): a download or a copy that broke off?")
     return file
 
 

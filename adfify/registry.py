@@ -8,6 +8,7 @@ function, or the module class derived from :class:`adfify.nn.ADFModule`, that do
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,7 +125,8 @@ class Rule:
     @property
     def name(self) -> str:
         """Dotted name of the function or class that does it."""
-        return f"{self.apply.__module__}.{getattr(self.apply, '__qualname__', self.apply.__name__)}"
+        named = self.apply if hasattr(self.apply, "__qualname__") else type(self.apply)
+        return f"{named.__module__ or 'unknown'}.{named.__qualname__}"
 
     @property
     def certain(self) -> bool:
@@ -179,8 +181,11 @@ class Rules:
             TypeError: no targets, an unknown family, or a target of the wrong type.
         """
         _check_targets(targets, family)
+        for target in targets:
+            _give_home(target)
 
         def decorate(apply: Decorated) -> Decorated:
+            _give_home(apply)
             may_alias = family == "structural" if alias is None else alias
             rule = Rule(
                 targets, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases), continuous
@@ -291,6 +296,12 @@ def target_name(target: Target) -> str:
 
 # Where torch defines a function, and where its users find it.
 _PUBLIC_HOMES = {"_operator": "operator", "torch._C._nn": "torch.nn.functional", "torch.functional": "torch"}
+
+
+def _give_home(function: Any) -> None:
+    """Name a function's module where it has none, as those of ``exec`` do: torch.fx writes code that names it."""
+    if inspect.isfunction(function) and function.__module__ is None:
+        function.__module__ = function.__globals__.get("__name__") or "__main__"
 
 
 def _check_targets(targets: Sequence[Target], family: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from adfify.errors import CheckpointError
+from adfify.plain_types import plain_types
 from adfify.preprocessing import needs
+from adfify.printable import printable
 from adfify.program import existing_file
 
 State = Mapping[str, Tensor]
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".th")
+"""``.tar`` as in model_best.pth.tar, which no tar program has seen."""
 
 # Where training scripts put the state dict. The averaged weights come first: they are what was evaluated.
 _ENTRIES = ("state_dict_ema", "state_dict", "model_state_dict", "model", "net")
@@ -28,14 +32,16 @@ _SHOWN = 5
 def read_state(path: str | Path) -> tuple[State, str]:
     """The state dict in a file, and where it was found: the file, with the entry of a training checkpoint.
 
-    A pickle is read as weights only: code in it never runs.
+    A pickle is read as weights only, and plain data beside them: code in it never runs.
 
     Raises:
         CheckpointError: no such file, no checkpoint, or one that holds more than tensors and plain data.
     """
     file = existing_file(path)
     if file.suffix == ".pt2":
-        raise CheckpointError(f"{file} is an exported program, not weights; give it alone, in place of the model.")
+        raise CheckpointError(
+            f"{printable(file)} is an exported program, not weights; give it alone, in place of the model."
+        )
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     entry = ""
     while isinstance(content, Mapping):
@@ -46,8 +52,8 @@ def read_state(path: str | Path) -> tuple[State, str]:
             break
         entry, content = f"{entry}.{found}".removeprefix("."), content[found]
     raise CheckpointError(
-        f"{file} can be read, but holds no state_dict: it is {_described(content)}. A state_dict is a dictionary of "
-        f"tensors, by itself or under one of {', '.join(map(repr, _ENTRIES))}; write one with "
+        f"{printable(file)} can be read, but holds no state_dict: it is {_described(content)}. A state_dict is a "
+        f"dictionary of tensors, by itself or under one of {', '.join(map(repr, _ENTRIES))}; write one with "
         "torch.save(model.state_dict(), path)."
     )
 
@@ -65,32 +71,39 @@ def _read_safetensors(file: Path) -> State:
         state: State = needs("safetensors.torch").load_file(file)
         return state
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a safetensors file, or is damaged: {error}") from error
+        raise CheckpointError(f"{printable(file)} is not a safetensors file, or is damaged: {error}") from error
 
 
 def _read_pickle(file: Path) -> Any:
     if any(name.endswith("constants.pkl") for name in _names_in(file)):
         raise CheckpointError(
-            f"{file} is a TorchScript program, which holds code. Make the network in Python and save its weights: "
-            "torch.save(torch.jit.load(path).state_dict(), new_path)."
+            f"{printable(file)} is a TorchScript program, which holds code. Make the network in Python and save its "
+            "weights: torch.save(torch.jit.load(path).state_dict(), new_path)."
         )
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        # Only what is not allowed already: at its end, torch's context takes away all that it was given.
+        allowed = torch.serialization.get_safe_globals()
+        with torch.serialization.safe_globals([kind for kind in plain_types() if kind not in allowed]):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and pickle raise nearly any type on foreign bytes
         raise CheckpointError(_why_unreadable(file, error)) from error
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:
     refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if refused is not None and _is_pickle(file):
+    odd = isinstance(error, (pickle.UnpicklingError, ValueError)) and "data.pkl" in " ".join(_names_in(file))
+    if (refused is not None and _is_pickle(file)) or odd:
+        what = refused[1] if refused is not None else "code"
         return (
-            f"{file} holds more than weights: to read it, Python would have to run {refused[1]} from the file, which "
-            "could be anything, so it is not opened. If you trust where it comes from, make a state_dict of it once:\n"
+            f"{printable(file)} holds more than weights: to read it, Python would have to run {what} from the file, "
+            "which could be anything, so it is not opened. If you trust where it comes from, make a state_dict of it "
+            "once:\n"
             "  content = torch.load(path, weights_only=False)   # runs the code in it\n"
             "  torch.save(content.state_dict(), new_path)       # or content['state_dict'], if it is a dictionary"
         )
     return (
-        f"{file} is not a checkpoint, or is damaged ({type(error).__name__}: {str(error).splitlines()[0]:.200}). "
+        f"{printable(file)} is not a checkpoint, or is damaged ({type(error).__name__}: "
+        f"{str(error).splitlines()[0]:.200}). "
         f"Its first bytes are {file.open('rb').read(8)!r}. torch.save(model.state_dict(), path) writes what is wanted."
     )
 
@@ -127,7 +140,20 @@ def fill(model: nn.Module, state: State, spec: str, origin: str) -> None:
     try:
         model.load_state_dict(chosen, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(_difference(chosen, expected, spec, origin) or f"{origin}: {error}") from error
+        raise CheckpointError(_difference(chosen, expected, spec, origin) or f"{printable(origin)}: {error}") from error
+
+
+def classes_in(state: State, model: nn.Module) -> int | None:
+    """The number of outputs of a state dict that is ``model``'s in all else; None if it isn't, or is its own."""
+    expected = model.state_dict()
+    for form in _unwrapped(state):
+        if _same_keys(form, expected):
+            return _other_classes(form, expected, _reshaped(form, expected))
+    return None
+
+
+def _reshaped(state: State, expected: State) -> list[str]:
+    return [key for key in expected if key in state and state[key].shape != expected[key].shape]
 
 
 def _same_keys(state: State, expected: State) -> bool:
@@ -159,7 +185,7 @@ def _difference(state: State, expected: State, spec: str, origin: str) -> str:
     """Which keys differ, and what that looks like; ``""`` if none do."""
     missing = [key for key in expected if key in _needed(expected.keys() - state.keys())]
     unexpected = [key for key in state if key not in expected]
-    reshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    reshaped = _reshaped(state, expected)
     lines = [
         *_listed("missing in the file", missing),
         *_listed("unknown to the network", unexpected),
@@ -178,7 +204,8 @@ def _difference(state: State, expected: State, spec: str, origin: str) -> str:
     )
     shared = len(state.keys() & expected.keys())
     head = (
-        f"{origin} does not fit {spec}. It has {len(state)} tensors, the network {len(expected)}; {shared} names agree:"
+        f"{printable(origin)} does not fit {spec}. It has {len(state)} tensors, the network {len(expected)}; "
+        f"{shared} names agree:"
     )
     return "\n".join([head, *lines, hint])
 
@@ -186,7 +213,7 @@ def _difference(state: State, expected: State, spec: str, origin: str) -> str:
 def _listed(what: str, keys: list[str]) -> Iterator[str]:
     if keys:
         yield f"  {len(keys)} {what}:"
-        yield from (f"    {key}" for key in keys[:_SHOWN])
+        yield from (f"    {printable(key)}" for key in keys[:_SHOWN])
         if len(keys) > _SHOWN:
             yield f"    ... and {len(keys) - _SHOWN} more"
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import decimal
 import pickle
 import subprocess
 import sys
-from collections import OrderedDict
+import uuid
+import zipfile
+from collections import Counter, OrderedDict, defaultdict, deque
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -180,10 +187,22 @@ def test_another_number_of_classes_gives_the_hint(tmp_path):
     torch.manual_seed(0)
     small = timm.create_model("test_resnet", num_classes=12).state_dict()
     with pytest.raises(CheckpointError, match=r"Only the number of outputs differs: give num_classes=12") as caught:
-        opened(tmp_path, small)
+        opened(tmp_path, small, num_classes=13)
     assert "2 of another shape" in str(caught.value)
     assert "fc.weight: [12, " in str(caught.value)
     assert opened(tmp_path, small, num_classes=12).labels is None
+
+
+@pytest.mark.parametrize("arch", ["timm:test_resnet", "timm:test_vit", "torchvision:squeezenet1_1"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_the_number_of_classes_is_read_from_the_weights(tmp_path, arch, prefix):
+    torch.manual_seed(0)
+    trained = open_source(arch, num_classes=7).model
+    torch.save({prefix + key: value for key, value in trained.state_dict().items()}, tmp_path / "w.pth")
+    for source in (open_source(str(tmp_path / "w.pth"), arch=arch), open_source(arch, weights=tmp_path / "w.pth")):
+        x = torch.randn(1, *source.preprocessing.input_size)
+        assert source.labels is None
+        torch.testing.assert_close(source.model(x), trained(x))
 
 
 def test_another_width_gives_no_such_hint(tmp_path, state):
@@ -225,9 +244,49 @@ def test_code_in_a_pickle_never_runs(tmp_path, capsys, suffix):
     assert "it went off" not in capsys.readouterr().out
 
 
-def test_options_beside_the_weights_are_named(tmp_path, state):
-    with pytest.raises(CheckpointError, match=r"argparse\.Namespace"):
-        opened(tmp_path, {"state_dict": state, "args": argparse.Namespace(lr=0.1)})
+PLAIN = {
+    "options": argparse.Namespace(lr=0.1, out=Path("/tmp/x"), inner=argparse.Namespace(sizes=[1, {2}])),
+    "numpy numbers": [np.float64(0.7), np.int32(3), np.bool_(True), np.str_("resnet")],
+    "numpy arrays": [np.arange(6.0).reshape(2, 3), np.array(["cat", "dog"])],
+    "dates": [datetime.datetime(2024, 1, 2, 3), datetime.timedelta(1), datetime.timezone.utc],
+    "containers": [defaultdict(list, {"a": [1]}), deque([1, 2]), Counter("ab"), frozenset([1]), range(3), slice(1, 2)],
+    "others": [uuid.UUID(int=1), decimal.Decimal("1.5"), SimpleNamespace(a=1), PureWindowsPath("c:/x"), float],
+}
+
+
+@pytest.mark.parametrize("what", PLAIN)
+@pytest.mark.parametrize("name", ["weights.pth", "model_best.pth.tar", "weights.th"])
+def test_plain_data_beside_the_weights_is_read(tmp_path, state, what, name):
+    source = opened(tmp_path, {"epoch": 3, "args": PLAIN[what], "state_dict": state}, name)
+    assert_same(source.model, state)
+    assert source.weights == f"{tmp_path / name} (state_dict)"
+
+
+def test_names_of_older_numpy_are_known(tmp_path, state):
+    """numpy 1 and 2 name the module of their scalars differently."""
+    torch.save({"state_dict": state, "best": np.float64(0.7)}, tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for entry in new.namelist():
+            old.writestr(entry, new.read(entry).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert_same(open_source(str(tmp_path / "old.pth"), arch=ARCH).model, state)
+
+
+class Options:
+    lr = 0.1
+
+
+def test_types_that_are_not_plain_are_named(tmp_path, state):
+    with pytest.raises(CheckpointError, match=r"holds more than weights.*test_checkpoint\.Options"):
+        opened(tmp_path, {"state_dict": state, "args": Options()})
+    with pytest.raises(CheckpointError, match="holds more than weights"):
+        opened(tmp_path, {"state_dict": state, "args": np.array([object()])})
+
+
+def test_reading_allows_nothing_for_later(tmp_path, state):
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        before = set(torch.serialization.get_safe_globals())
+        opened(tmp_path, {"state_dict": state, "args": argparse.Namespace(lr=np.float64(0.1))})
+        assert set(torch.serialization.get_safe_globals()) == before
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
@@ -286,6 +345,9 @@ def test_no_state_dict_in_it(tmp_path, content, message):
         ("hub:resnet18", {}, "hub:resnet18: 'hub' is no source of models"),
         ("resnet18", {}, r"'resnet18' is neither a file .* such as timm:resnet18"),
         ("timm:", {}, "timm:"),
+        ("hf_hub:timm/resnet18", {}, r"downloads nothing.*hf download timm/resnet18.*--arch timm:resnet18"),
+        ("hf-hub:me/my.net", {}, r"hf-hub:me/my\.net is a name of the Hugging Face hub.*timm:my"),
+        ("timm:hf_hub:timm/resnet18.a1_in1k", {}, r"downloads nothing.*--arch timm:resnet18 "),
         ("none.pth", {"arch": ARCH}, r"none\.pth does not exist"),
         ("none.pt2", {}, r"none\.pt2 does not exist"),
         (ARCH, {"weights": "none.pth"}, r"none\.pth does not exist"),

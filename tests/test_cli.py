@@ -141,7 +141,7 @@ def test_convert_writes_a_program_and_its_plan(adfify, sources, tmp_path, folder
     out = tmp_path / "new" / "tiny.pt2"
     text = adfify("convert", "tiny", "-o", out)
     assert f"adfify predict {out}" in text
-    plan = json.loads(out.with_suffix(".json").read_text())
+    plan = json.loads((tmp_path / "new" / "tiny.pt2.json").read_text())
     assert {record["op"] for record in plan["plan"]} >= {"torch.nn.Conv2d", "torch.nn.ReLU", "torch.nn.Linear"}
     (folder / "b.png").unlink()
     before, after = (adfify.json("predict", spec, folder, "--one-pass")["predictions"] for spec in ("tiny", out))
@@ -173,8 +173,8 @@ def test_the_printed_lines_run_the_program_without_adfify(adfify, sources, tmp_p
 def test_convert_takes_the_published_numerics(adfify, sources, tmp_path):
     plans = []
     for options in ([], ["--published", "--min-variance", "1e-3", "--noise-variance", "0.5"]):
-        adfify("convert", "tiny", "-o", tmp_path / "tiny.pt2", *options)
-        plans.append(json.loads((tmp_path / "tiny.json").read_text()))
+        adfify("convert", "tiny", "-o", tmp_path / "tiny.pt2", "--force", *options)
+        plans.append(json.loads((tmp_path / "tiny.pt2.json").read_text()))
     rules = [{record["op"]: record["rule"] for record in plan["plan"]} for plan in plans]
     assert rules[0]["torch.nn.BatchNorm2d"].startswith("adfify.nn.")
     assert rules[1]["torch.nn.BatchNorm2d"].startswith("adfify.published.")
@@ -324,7 +324,7 @@ def test_benchmark_with_class_folders(adfify, sources, tmp_path):
     text = adfify(*args, "--noise-variance", 0.001, "--noise-variance", 0.01)
     assert [word in text for word in ("plain softmax", "ADF at 0.001", "ADF at 0.01", "AUROC")] == [True] * 4
     assert "not a calibrated error bar" in text
-    report = adfify.json(*args, "--limit", 2)
+    report = adfify.json(*args, "--limit", 2, "--force")
     assert json.loads((tmp_path / "report" / "benchmark.json").read_text()) == report
     (only,) = report["reports"]
     assert (only["pictures"], only["labelled"], len(only["rows"])) == (2, True, 2)
@@ -338,7 +338,7 @@ def test_benchmark_without_class_folders(adfify, sources, folder, tmp_path):
     assert "b.png" in adfify.stderr
     assert [entry["labelled"] for entry in report["reports"]] == [False, False]
     assert report["reports"][0]["rows"][0]["quality"] is None
-    text = adfify(*args, code=2)
+    text = adfify(*args, "--force", code=2)
     assert "No labels" in text
     assert "AUROC conf." not in text
 
@@ -357,11 +357,11 @@ def test_demo_on_a_small_network(adfify, tmp_path, monkeypatch):
     assert "adfify convert demo" in text
     figure = tmp_path / "out" / "demo.png"
     assert figure.read_bytes().startswith(b"\x89PNG")
-    report = adfify.json(*args, "--pictures", 2)
+    report = adfify.json(*args, "--pictures", 2, "--force")
     assert report["figure"] == str(figure)
     assert [len(level["pictures"]) for level in report["levels"]] == [2] * len(demo.LEVELS)
     # What is said in words is what was measured.
-    ratio = adfify.json(*args)["levels"][0]["true_std_over_one_pass_std"]
+    ratio = adfify.json(*args, "--force")["levels"][0]["true_std_over_one_pass_std"]
     assert f"{ratio:.1f}x too small" in text if ratio > 1 else f"{1 / ratio:.1f}x too large" in text
 
 
