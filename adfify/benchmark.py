@@ -16,7 +16,8 @@ from adfify.checkpoint import Source
 from adfify.errors import DataError, InputError
 from adfify.labels import class_folders, class_indices
 from adfify.moments import Moments
-from adfify.prediction import Classifier, Unreadable, classes_of, classifier, find_pictures, read_batches
+from adfify.naming import classes_of
+from adfify.prediction import Classifier, Unreadable, classifier, find_pictures, read_batches
 from adfify.preprocessing import needs
 from adfify.printable import printable
 

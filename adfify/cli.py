@@ -244,7 +244,7 @@ def predict(
     adfify predict resnet18_adf.pt2 cat.jpg dog.jpg --noise-variance 0.01 --top 3
     """
     with _reported(as_json):
-        from adfify import display, explaining, prediction
+        from adfify import display, explaining, naming, prediction
 
         prediction.checked_variance(noise_variance)
         if explain is not None and one_pass:
@@ -255,7 +255,7 @@ def predict(
         source = _opened(spec, weights, arch, num_classes, labels)
         _warn_of_random(source)
         if source.labels is None:
-            source, said = prediction.named_by_folders(source, pictures)
+            source, said = naming.named_by_folders(source, pictures)
             stderr(f"note: {said}")
         network = prediction.classifier(source)
         done: list[Prediction] = []
@@ -430,12 +430,12 @@ def _name(failed: list[Unreadable], count: int) -> None:
 
 def _opened(spec: str, weights: Path | None, arch: str | None, num_classes: int | None, labels: Path | None) -> Source:
     """The network of a SPEC, its outputs named by --labels if that is given."""
-    from adfify import prediction
+    from adfify import naming, prediction
     from adfify.labels import read_labels
 
     names = None if labels is None else read_labels(labels)  # before the work
     source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
-    return source if labels is None or names is None else prediction.labelled(source, labels, names)
+    return source if labels is None or names is None else naming.labelled(source, labels, names)
 
 
 def _check_figures(folder: Path, spec: str) -> None:

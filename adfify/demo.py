@@ -16,8 +16,9 @@ from adfify.checkpoint import Source
 from adfify.errors import DataError
 from adfify.joint import joined
 from adfify.moments import JointMoments, Moments
-from adfify.prediction import classifier, read_picture
+from adfify.prediction import classifier, jointly_ranked, read_picture
 from adfify.preprocessing import needs
+from adfify.printable import printable
 from adfify.sampling import MonteCarlo, monte_carlo
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Level:
         one_pass: moments of the logits by ADF, ``[pictures, classes]``.
         joint: joint moments of the top logits, ``[pictures, 1]``.
         truth: the same by Monte Carlo on the original network.
-        top: ``[pictures]``, the class that is looked at: the most probable one without noise.
+        top: ``[pictures]``, the class that is looked at, see :class:`Demo`.
     """
 
     noise_variance: float
@@ -123,8 +124,8 @@ class Demo:
         draws: of Monte Carlo, for each picture and level.
         paths: the pictures.
         pixels: ``[pictures, channels, height, width]`` in [0, 1], as the network sees them.
-        labels: most probable class of each, without noise.
-        probabilities: ``[pictures]``, of that class.
+        labels: of each, the class of the largest joint mean at the middle noise level.
+        probabilities: ``[pictures]``, of that class by the same joint moments; see :mod:`adfify.ranking`.
         levels: one for each noise variance.
     """
 
@@ -150,7 +151,7 @@ class Demo:
 
 def steps(pictures: int, draws: int, levels: int = len(LEVELS)) -> int:
     """How many times :func:`run` calls ``progress`` with 1, or in sum."""
-    return levels * (pictures + draws)
+    return levels * pictures * (1 + draws)
 
 
 def run(
@@ -184,24 +185,43 @@ def run(
     source.model.to(memory_format=torch.channels_last)  # the same numbers, on a CPU in half the time
     network = classifier(source)
     pictures = torch.stack([read_picture(path, source.preprocessing) for path in paths])
-    with torch.inference_mode():
-        probability, top = source.model(pictures).softmax(-1).max(-1)
-    levels = []
-    for noise_variance in noise_variances:
-        variance = source.preprocessing.variance(noise_variance)
-        truth = monte_carlo(
-            source.model, pictures, variance, draws, seed=seed, batch_size=max(BATCH, len(paths)), progress=done
-        )
-        rows, joints = [], []
-        for picture, index in zip(pictures, top, strict=True):
-            rows.append(network.logits(picture.unsqueeze(0), noise_variance))
-            joints.append(network.joint(picture.unsqueeze(0), noise_variance, index.reshape(1, 1)))
+    middle = noise_variances[len(noise_variances) // 2]
+    by_level: dict[float, list[Level]] = {noise_variance: [] for noise_variance in noise_variances}
+    leading = []
+    for row in range(len(paths)):  # picture by picture, as the progress goes
+        picture = pictures[row : row + 1]
+        leading.append(jointly_ranked(network, picture, middle, 1, network.logits(picture, middle)))
+        for noise_variance, levels in by_level.items():
+            variance = source.preprocessing.variance(noise_variance)
+            truth = monte_carlo(
+                source.model, picture, variance, draws, seed=seed + row, batch_size=BATCH, progress=done
+            )
+            one_pass = network.logits(picture, noise_variance)
+            joint = network.joint(picture, noise_variance, leading[-1].indices.unsqueeze(0))
+            levels.append(Level(noise_variance, one_pass, joint, truth, leading[-1].indices))
             done(1)
-        one_pass = Moments(torch.cat([row.mean for row in rows]), torch.cat([row.variance for row in rows]))
-        levels.append(Level(noise_variance, one_pass, joined(joints), truth, top))
-    labels = tuple(network.label(index) for index in top.tolist())
-    pixels = source.preprocessing.pixels(pictures)
-    return Demo(source.name, source.weights, draws, tuple(paths), pixels, labels, probability, tuple(levels))
+    labels = tuple(network.label(int(ranked.indices)) for ranked in leading)
+    probability = torch.cat([ranked.probability for ranked in leading])
+    pixels, together = source.preprocessing.pixels(pictures), tuple(map(_together, by_level.values()))
+    return Demo(source.name, source.weights, draws, tuple(paths), pixels, labels, probability, together)
+
+
+def _together(levels: Sequence[Level]) -> Level:
+    """One level of several pictures, of which each was alone."""
+    one_pass, truth = [level.one_pass for level in levels], [level.truth for level in levels]
+    return Level(
+        levels[0].noise_variance,
+        Moments(torch.cat([x.mean for x in one_pass]), torch.cat([x.variance for x in one_pass])),
+        joined([level.joint for level in levels]),
+        MonteCarlo(
+            torch.cat([x.mean for x in truth]),
+            torch.cat([x.variance for x in truth]),
+            truth[0].draws,
+            torch.cat([x.mean_error for x in truth]),
+            torch.cat([x.std_error for x in truth]),
+        ),
+        torch.cat([level.top for level in levels]),
+    )
 
 
 def _median(values: Tensor) -> float:
@@ -255,8 +275,8 @@ def draw(demo: Demo, path: Path) -> Path:
     figure = needs("matplotlib.figure", "demo").Figure(figsize=(10, 6.6), dpi=160)
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
     name, noise = demo.name.partition(":")[2] or demo.name, demo.middle.noise_variance
-    title = f"{name}: a mean and a std for every logit"
-    above.text(0.5, 0.92, title, size=15, weight="bold", ha="center")
+    title = f"{printable(name)}: a mean and a std for every logit"
+    above.text(0.5, 0.92, title, size=15, weight="bold", ha="center", parse_math=False)
     above.text(0.52, 0.02, f"top logit ± std under pixel noise of variance {noise:g}:", size=11, ha="right")
     for place, what, colour in ((0.53, "one pass", _ONE_PASS), (0.62, "joint", _JOINT), (0.68, "Monte Carlo", _TRUTH)):
         above.text(place, 0.02, what, size=11, weight="bold", color=colour)
@@ -275,7 +295,8 @@ def _picture(axes: Axes, demo: Demo, row: int) -> None:
     level = demo.middle
     axes.imshow(demo.pixels[row].permute(1, 2, 0).numpy())
     axes.set_axis_off()
-    axes.set_title(f"{demo.labels[row].split(',')[0]}  {float(demo.probabilities[row]):.0%}", fontsize=11)
+    label = printable(demo.labels[row].split(",")[0])  # a $ in it is no formula
+    axes.set_title(f"{label}  {float(demo.probabilities[row]):.0%}", fontsize=11, parse_math=False)
     for line, (mean, std, colour) in enumerate(
         (
             (level.one_pass_mean[row], level.one_pass_std[row], _ONE_PASS),

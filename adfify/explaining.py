@@ -14,13 +14,14 @@ from adfify.moments import Attribution
 from adfify.network import ADFNetwork
 from adfify.prediction import Classifier, Prediction, read_picture
 from adfify.preprocessing import needs
+from adfify.printable import printable
 
 INPUT, OTHERS, BARS = "pixels, through every layer linearly", "all other layers", 12
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of the most probable class of one picture.
+    """Of the leading class of one picture.
 
     Attributes:
         prediction: what is explained.
@@ -38,7 +39,7 @@ class Explanation:
 
 
 def explain(network: Classifier, prediction: Prediction, noise_variance: float) -> Explanation:
-    """Attribute the variance of the most probable class' logit.
+    """Attribute the variance of the leading class' logit.
 
     Args:
         network: not a .pt2 program.
@@ -96,7 +97,8 @@ def draw(explanation: Explanation, path: Path) -> Path:
     score = explanation.prediction.top[0]
     pixels = explanation.pixels.permute(1, 2, 0).clamp(0, 1).numpy()
     plain.imshow(pixels)
-    plain.set_title(f"{score.label.split(',')[0]}  {score.mean:.2f} ± {score.std:.2g}", fontsize=11)
+    label = printable(score.label.split(",")[0])  # a $ in it is no formula
+    plain.set_title(f"{label}  {score.mean:.2f} ± {score.std:.2g}", fontsize=11, parse_math=False)
     heat.imshow(pixels.mean(2), cmap="gray", alpha=0.45)
     smooth = _smoothed(explanation.share)
     heat.imshow(smooth.numpy(), cmap="inferno", alpha=0.75, vmin=0, vmax=float(smooth.quantile(0.995)))
@@ -105,7 +107,7 @@ def draw(explanation: Explanation, path: Path) -> Path:
         axes.set_axis_off()
     names, shares = zip(*reversed(explanation.layers), strict=True)
     bars.barh(range(len(names)), [100 * share for share in shares], color="#c8373f")
-    bars.set_yticks(range(len(names)), names, fontsize=8)
+    bars.set_yticks(range(len(names)), map(printable, names), fontsize=8, parse_math=False)
     bars.set_xlabel("% of the variance (statistical linearisation)", fontsize=9)
     bars.spines[["top", "right"]].set_visible(False)
     bars.set_title("which layers it is made in", fontsize=11)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from adfify import metrics, pixels, ranking
 from adfify.checkpoint import LoadedProgram, Source, demo_source, open_source
 from adfify.conversion import adfify
 from adfify.errors import CheckpointError, DataError, InputError
-from adfify.labels import class_folders
 from adfify.moments import JointMoments, Moments
 from adfify.network import ADFNetwork
 from adfify.preprocessing import Preprocessing
@@ -166,45 +165,6 @@ def classifier(source: Source) -> Classifier:
     """The converted network of a source; what is converted already stays as it is. Errors of :func:`adfify`."""
     adf = source.model if source.converted else adfify(source.model, example_input(source), share_weights=True)
     return Classifier(source.name, source.weights, adf, source.preprocessing, source.labels)
-
-
-def classes_of(source: Source) -> int:
-    """How many outputs a classifier has, by one pass on a picture of zeros. Raises InputError if it is none."""
-    if source.converted:
-        return classifier(source).logits(example_input(source), 0.0).mean.shape[-1]
-    with torch.inference_mode():
-        output = source.model(example_input(source))
-    if not (isinstance(output, Tensor) and output.dim() == 2):
-        raise _no_classifier(output, source.name)
-    return output.shape[-1]
-
-
-def labelled(source: Source, file: Path, names: tuple[str, ...]) -> Source:
-    """The same with the names of its outputs, from a file (see :func:`adfify.labels.read_labels`).
-
-    Raises:
-        DataError: another number of names than outputs.
-    """
-    classes = classes_of(source)
-    if len(names) != classes:
-        raise DataError(
-            f"--labels {printable(file)} names {len(names)} classes, and {source.name} has {classes} outputs."
-        )
-    return replace(source, labels=names)
-
-
-def named_by_folders(source: Source, pictures: Sequence[Path]) -> tuple[Source, str]:
-    """A network without names with those of class folders, by torchvision's ImageFolder's convention; what was done.
-
-    Note [Which output a class folder is] of :mod:`adfify.labels`. Where there are none, the outputs are numbered.
-    """
-    every = class_folders(pictures[0]) if len(pictures) == 1 and pictures[0].is_dir() else ()
-    classes = classes_of(source)
-    start = f"the {classes} outputs of {source.name} have no names"
-    if len(every) != classes:
-        return source, f"{start}, so their numbers are shown; --labels FILE names them."
-    taken = f"they are taken to be the class folders of {printable(pictures[0])}, sorted"
-    return replace(source, labels=every), f"{start}: {taken} (torchvision's ImageFolder); --labels FILE names others."
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
@@ -360,10 +320,11 @@ def checked_variance(value: float, name: str = "--noise-variance") -> float:
 def _classified(output: Any, name: str) -> Moments:
     if isinstance(output, Moments) and output.mean.dim() == 2:
         return output
-    raise _no_classifier(output, name)
+    raise no_classifier(output, name)
 
 
-def _no_classifier(output: Any, name: str) -> InputError:
+def no_classifier(output: Any, name: str) -> InputError:
+    """What to raise about a network that returns something else than ``[pictures, classes]``."""
     shaped = isinstance(output, (Moments, Tensor))
     given = f"an output of shape {tuple(output.shape)}" if shaped else type(output).__name__
     return InputError(
