@@ -35,7 +35,7 @@ class MissingOp:
     """One operation without a rule.
 
     Attributes:
-        op: the operation as the user knows it, such as ``torch.fft.rfft`` or ``torch.nn.LSTM``.
+        op: the operation as the user knows it, such as ``torch.linalg.svdvals`` or ``torch.nn.LSTM``.
         module_path: the module in whose forward it stands, ``""`` for the model itself.
         location: ``file:line`` in the model's own source, or ``""`` where the tracer has none.
         reason: why it is missing.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import fx, nn
 
-from adfify import composition, inplace, sizes, tracing
+from adfify import complex_kinds, composition, inplace, sizes, tracing
 from adfify.composition import OfOneVariable
 from adfify.errors import MissingOp, UnsupportedOpsError
 from adfify.inplace import target_of
@@ -110,23 +110,38 @@ def plan(traced: tracing.Traced, rules: Rules) -> Plan:
 def _steps(traced: tracing.Traced, rules: Rules, lifted: Set[int]) -> list[Step]:
     order = {node: position for position, node in enumerate(traced.graph.nodes)}
     uncertain: set[fx.Node] = set()
+    complex_nodes: set[fx.Node] = set()
     planned: dict[fx.Node, Rule] = {}
     steps = []
     for node in traced.graph.nodes:
-        step = _step(node, traced, rules, uncertain)
+        step = _of_known_kind(_step(node, traced, rules, uncertain), complex_nodes)
+        if complex_kinds.is_complex(node, _rule_of(node, traced.root, rules), traced, complex_nodes):
+            complex_nodes.add(node)
         if node.op == "call_module" and id(traced.root.get_submodule(str(node.target))) in lifted:
             step = _lifted(step, traced, rules)
         if step.action == "convert":
             step = _after_writing(step, traced.root, rules, order)
         if step.action == "convert" and step.rule is not None:
             planned[node] = step.rule
-            of = composition.of_one_variable(node, traced.root, rules, uncertain, planned)
+            of = composition.of_one_variable(node, traced.root, rules, uncertain - complex_nodes, planned)
             step = replace(step, rule=of.rule, of=of) if of is not None else step
         certain = step.action in ("keep", "output") or (step.action == "convert" and step.rule and step.rule.certain)
         if not certain:
             uncertain.add(node)
         steps.append(step)
     return steps
+
+
+def _rule_of(node: fx.Node, root: nn.Module, rules: Rules) -> Rule | None:
+    return rules.find(target_of(node, root)) if node.op.startswith("call_") else None
+
+
+def _of_known_kind(step: Step, complex_nodes: Set[fx.Node]) -> Step:
+    """The step, or a missing one where it converts a complex value by a rule for real ones."""
+    if step.action != "convert" or step.rule is None:
+        return step
+    reason = complex_kinds.misfit(step.node, step.rule, complex_nodes)
+    return Step(step.node, "missing", step.op, step.rule, (_missing(step.node, step.op, reason),)) if reason else step
 
 
 # Note [A module called on both]

@@ -17,6 +17,12 @@ from adfify.errors import InputError
 # torch.export.save refuses one that it does not know. A frozen dataclass has no arithmetic by accident,
 # and registered as a pytree it passes through torch.export, torch.compile and torch.func.
 
+# Note [Complex values]
+# A complex random element is two real ones, its real and its imaginary part, each with a variance of its own: the
+# square of a complex factor times a complex variance would be nonsense, and look like numbers. So they are a class of
+# their own, which has no variance: a rule that does not know it fails, and Moments refuse a complex mean. That a rule
+# does know it, is `complex=True` in the registry, and a plan says at conversion which rule does not.
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
@@ -34,6 +40,13 @@ class Moments:
 
     mean: Tensor
     variance: Tensor
+
+    def __post_init__(self) -> None:
+        if isinstance(self.mean, Tensor) and self.mean.is_complex():
+            raise InputError(
+                f"Moments with a mean of dtype {str(self.mean.dtype).removeprefix('torch.')}: a complex value has two "
+                "variances, of its real and its imaginary part. Give torch.view_as_real(x), or compute with the parts."
+            )
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.mean, self.variance))
@@ -65,6 +78,43 @@ class Moments:
     def detach(self) -> Moments:
         """Both tensors cut from the autograd graph."""
         return Moments(self.mean.detach(), self.variance.detach())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ComplexMoments:
+    """Moments of the real and of the imaginary part of every element of a complex random tensor, all independent.
+
+    Attributes:
+        real: of the real parts, any shape.
+        imag: of the imaginary parts, the same shape and dtype.
+    """
+
+    real: Moments
+    imag: Moments
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected values, complex."""
+        return torch.complex(self.real.mean, self.imag.mean)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the complex tensor."""
+        return self.real.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The complex dtype."""
+        return self.real.dtype.to_complex()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of both parts."""
+        return self.real.device
+
+    def detach(self) -> ComplexMoments:
+        """Both parts cut from the autograd graph."""
+        return ComplexMoments(self.real.detach(), self.imag.detach())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,6 +202,7 @@ class JointMoments:
 
 
 torch.export.register_dataclass(Moments, serialized_type_name="adfify.Moments")
+torch.export.register_dataclass(ComplexMoments, serialized_type_name="adfify.ComplexMoments")
 torch.export.register_dataclass(Attribution, serialized_type_name="adfify.Attribution")
 torch.export.register_dataclass(JointMoments, serialized_type_name="adfify.JointMoments")
 

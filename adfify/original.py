@@ -103,12 +103,30 @@ def copied(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return source.to(x).expand_as(x)
 
 
+def slice_scattered(
+    x: Tensor, src: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """``aten.slice_scatter``, which has no derivative in torch for complex values."""
+    written = x.clone()
+    torch.ops.aten.slice.Tensor(written, dim, start, end, step).copy_(src)
+    return written
+
+
+def select_scattered(x: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
+    """``aten.select_scatter``, likewise."""
+    written = x.clone()
+    written.select(dim, index).copy_(src)
+    return written
+
+
 # The gradient is wanted through the network as it computes, not as it was trained.
 _DIFFERENTIABLE: dict[Any, Operation] = {
     "detach": identity,
     torch.detach: identity,
     torch.ops.aten.detach.default: identity,
     torch.ops.aten.copy.default: copied,
+    torch.ops.aten.slice_scatter.default: slice_scattered,
+    torch.ops.aten.select_scatter.default: select_scattered,
 }
 
 

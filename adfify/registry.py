@@ -48,6 +48,7 @@ class Uncertain:
 
     shape: tuple[int, ...]
     positive: bool = False
+    complex: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Certain:
 
     shape: tuple[int, ...]
     positive: bool = False
+    complex: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Rule:
         alias: whether the result may share memory with the input (a view), which matters for in-place use.
         only: for some arguments, or attributes of the module, the one value that the rule can take.
         continuous: whether the original is: where it jumps, its gradient does not say how much it varies.
+        complex: whether it also takes ComplexMoments, see Note [Complex values].
         cases: calls of the original, from which the tests are made.
     """
 
@@ -121,6 +124,7 @@ class Rule:
     only: Mapping[str, Any]
     cases: tuple[Case, ...] = field(repr=False)
     continuous: bool = True
+    complex: bool = False
 
     @property
     def name(self) -> str:
@@ -162,6 +166,7 @@ class Rules:
         only: Mapping[str, Any] | None = None,
         cases: Sequence[Case] = (),
         continuous: bool = True,
+        complex: bool = False,
     ) -> Callable[[Decorated], Decorated]:
         """Decorate the function, or module class, that propagates Moments through ``targets``.
 
@@ -175,6 +180,7 @@ class Rules:
             alias: whether the result may share memory with the input; by default for family structural.
             only: see :class:`Rule`; an operation called otherwise has no rule.
             continuous: False for an operation that jumps: ``joint`` then does not go by gradients.
+            complex: whether it also takes complex random values (ComplexMoments).
             cases: calls of the original operation to test with.
 
         Raises:
@@ -188,8 +194,9 @@ class Rules:
             _give_home(apply)
             may_alias = family == "structural" if alias is None else alias
             rule = Rule(
-                targets, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases), continuous
-            )
+                targets, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases), continuous,
+                complex,
+            )  # fmt: skip
             self._rules.update(dict.fromkeys(targets, rule))
             return apply
 

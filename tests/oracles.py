@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from adfify.moments import Moments
+from adfify.moments import ComplexMoments, Moments
+from adfify.nn.complex_values import view_as_complex, view_as_real
 from adfify.registry import RULES, Case, Certain, Rule, Rules, Target, Uncertain, target_name
 from adfify.skeleton import Skeleton
 from adfify.tracing import Traced
@@ -57,8 +58,8 @@ class Trial:
         return found
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of the uncertain arguments, in order."""
-        return [spec.shape for spec in self.uncertain()]
+        """The shapes of the uncertain arguments, in order; a complex one is given as its parts, [..., 2]."""
+        return [(*spec.shape, 2) if spec.complex else spec.shape for spec in self.uncertain()]
 
     def domain(self, inputs: Sequence[Moments]) -> list[Moments]:
         """Those inputs that have to be positive are made so."""
@@ -124,13 +125,15 @@ class Trial:
             if isinstance(spec, Tensor):
                 return spec.to(device)
             made = torch.rand if spec.positive else torch.randn
-            return (made(spec.shape, generator=draw, dtype=torch.float64) + 0.3 * spec.positive).to(device, dtype)
+            shape = (*spec.shape, 2) if spec.complex else spec.shape
+            drawn = (made(shape, generator=draw, dtype=torch.float64) + 0.3 * spec.positive).to(device, dtype)
+            return torch.view_as_complex(drawn) if spec.complex else drawn
 
         fixed = _fill((case.args, dict(case.kwargs)), lambda spec: spec, known)
 
         def call(*values: Any) -> tuple[Any, ...]:
             given = iter(values)
-            args, kwargs = _fill(fixed, lambda spec: enter(next(given)), lambda tensor: tensor)
+            args, kwargs = _fill(fixed, lambda spec: _joined(spec, enter(next(given))), lambda tensor: tensor)
             result = operation(*args, **kwargs)
             if self.rule.certain:
                 return tuple(result) if isinstance(result, (tuple, list)) else (result,)
@@ -155,6 +158,13 @@ def cases_of(rule: Rule, target: Target) -> tuple[Case, ...]:
     return rule.cases or (beneath.cases if beneath is not None else ())
 
 
+def _joined(spec: Uncertain, value: Any) -> Any:
+    """A complex argument from its parts."""
+    if not spec.complex:
+        return value
+    return view_as_complex(value) if isinstance(value, Moments) else torch.view_as_complex(value)
+
+
 def _fill(value: Any, uncertain: Callable[[Uncertain], Any], known: Callable[[Certain], Any]) -> Any:
     match value:
         case Uncertain():
@@ -175,9 +185,13 @@ def _fill(value: Any, uncertain: Callable[[Uncertain], Any], known: Callable[[Ce
 def _values(result: Any) -> Iterator[Any]:
     """The random tensors among what an operation returned: not None, positions, whole numbers or nothing at all."""
     match result:
+        case ComplexMoments():
+            yield from _values(view_as_real(result))
         case Moments():
             yield from [result] * (result.mean.numel() > 0)
         case Tensor():
+            if result.is_complex():
+                yield from _values(torch.view_as_real(result.resolve_conj()))
             if result.is_floating_point() and result.numel():
                 yield result
         case tuple() | list():

@@ -1,6 +1,14 @@
 """ADF counterparts of torch.nn's modules, and the rules behind them, one file for each family of operations."""
 
-from adfify.nn import casting, elementary, grid_sampling, indexing, writing  # noqa: F401  registered by being imported
+from adfify.nn import (  # noqa: F401  registered by being imported
+    casting,
+    complex_values,
+    elementary,
+    fourier,
+    grid_sampling,
+    indexing,
+    writing,
+)
 from adfify.nn.activation import (
     CELU,
     ELU,

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adfify import gaussian
-from adfify.moments import Moments
+from adfify.moments import ComplexMoments, Moments
+from adfify.nn import complex_parts
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
 
@@ -115,8 +116,10 @@ class PReLU(ADFModule, nn.PReLU):
         return prelu(input, self.weight)
 
 
-@elementwise(torch.abs, torch.absolute, "abs", "abs_", source="folded normal moments", cases=[GRID])
-def absolute(input: Moments) -> Moments:
+@elementwise(torch.abs, torch.absolute, "abs", "abs_", source="folded normal moments", complex=True, cases=[GRID])
+def absolute(input: Moments | ComplexMoments) -> Moments:
+    if isinstance(input, ComplexMoments):
+        return complex_parts.magnitude(input)
     return Moments(*gaussian.absolute(input.mean, input.variance))
 
 

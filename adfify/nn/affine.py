@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adfify.moments import Moments
+from adfify.nn.complex_parts import is_complex, product
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
 
@@ -30,14 +31,18 @@ def _affine(op: Callable[..., Tensor], x: Moments, weight: Tensor, bias: Tensor 
 @affine(
     F.linear,
     torch._C._nn.linear,
+    complex=True,
     cases=[case(Uncertain((3, 5)), Certain((4, 5)), Certain((4,))), case(Uncertain((2, 3, 5)), Certain((4, 5)))],
 )
-def linear(input: Moments, weight: Tensor, bias: Tensor | None = None) -> Moments:
+def linear(input: Moments, weight: Tensor, bias: Tensor | None = None) -> Any:
+    if is_complex(input):
+        return product(linear, partial(F.linear, bias=bias), input, weight)
     return _affine(F.linear, input, weight, bias)
 
 
 @affine(
     nn.Linear,
+    complex=True,
     cases=[
         case(Uncertain((3, 5)), init={"in_features": 5, "out_features": 4}),
         case(Uncertain((2, 3, 5)), init={"in_features": 5, "out_features": 4, "bias": False}),
@@ -45,7 +50,7 @@ def linear(input: Moments, weight: Tensor, bias: Tensor | None = None) -> Moment
 )
 class Linear(ADFModule, nn.Linear):
     def forward(self, input: Moments) -> Moments:
-        return linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)  # type: ignore[no-any-return]
 
 
 @affine(

@@ -13,6 +13,7 @@ from adfify import gaussian
 from adfify.gaussian import elementary
 from adfify.moments import Moments
 from adfify.nn import activation
+from adfify.nn.complex_parts import divided, each_part, is_complex, multiplied
 from adfify.registry import Certain, Uncertain, case, register
 
 Operand = Moments | Tensor | float
@@ -20,7 +21,7 @@ Operand = Moments | Tensor | float
 SUM = "linearity; variances of independent terms add"
 PRODUCT = "Goodman 1960, equation 2"
 
-arithmetic = partial(register, family="arithmetic", exact=True)
+arithmetic = partial(register, family="arithmetic", exact=True, complex=True)
 
 # Note [The same operand twice]
 # x + x and x * x are one random variable, not two independent ones. Where both operands are the same object the exact
@@ -38,6 +39,7 @@ arithmetic = partial(register, family="arithmetic", exact=True)
         case(Uncertain((3, 4)), 2.5),
     ],
 )
+@each_part("input", "other", original=torch.add)
 def add(input: Moments | Tensor | float, other: Moments | Tensor | float, *, alpha: float = 1) -> Moments:
     if input is other and isinstance(input, Moments):
         return Moments(input.mean * (1 + alpha), input.variance * (1 + alpha) ** 2)
@@ -68,6 +70,7 @@ def operator_add(a: Moments | Tensor | float, b: Moments | Tensor | float) -> Mo
     source=SUM,
     cases=[case(Uncertain((3, 4)), Uncertain((4,)), alpha=3), case(Uncertain((3, 4)), Certain((4,)))],
 )
+@each_part("input", "other", original=torch.sub)
 def sub(input: Moments | Tensor | float, other: Moments | Tensor | float, *, alpha: float = 1) -> Moments:
     if input is other and isinstance(input, Moments):
         return Moments(input.mean * (1 - alpha), input.variance * (1 - alpha) ** 2)
@@ -111,7 +114,9 @@ def rsub(input: Moments | Tensor | float, other: Moments | Tensor | float, *, al
         case(Uncertain((3, 4)), -2.5),
     ],
 )
-def mul(input: Moments | Tensor | float, other: Moments | Tensor | float) -> Moments:
+def mul(input: Moments | Tensor | float, other: Moments | Tensor | float) -> Any:
+    if is_complex(input) or is_complex(other):
+        return multiplied(mul, input, other)
     if isinstance(input, Moments) and isinstance(other, Moments):
         if input is other:
             return activation.square(input)
@@ -122,7 +127,7 @@ def mul(input: Moments | Tensor | float, other: Moments | Tensor | float) -> Mom
 
 QUOTIENT = "a certain divisor scales, exactly; by an uncertain one as in gaussian.ratio"
 
-quotient = partial(register, family="arithmetic", source=QUOTIENT, tolerance=0.01)
+quotient = partial(register, family="arithmetic", source=QUOTIENT, tolerance=0.01, complex=True)
 
 
 @quotient(
@@ -143,6 +148,8 @@ quotient = partial(register, family="arithmetic", source=QUOTIENT, tolerance=0.0
 def div(
     input: Moments | Tensor | float, other: Moments | Tensor | float, *, rounding_mode: str | None = None
 ) -> Moments:
+    if is_complex(input) or is_complex(other):
+        return divided(div, input, other)  # type: ignore[return-value]
     if isinstance(other, Moments):
         return ratio(input, other)
     assert isinstance(input, Moments)
@@ -175,6 +182,7 @@ def ratio(input: Moments | Tensor | float, other: Moments) -> Moments:
 
 
 @arithmetic(operator.neg, torch.neg, torch.negative, "neg", "neg_", source=SUM, cases=[case(Uncertain((3, 4)))])
+@each_part()
 def neg(input: Moments) -> Moments:
     return Moments(-input.mean, input.variance)
 

@@ -215,7 +215,7 @@ class OutProjection(ADFModule, NonDynamicallyQuantizableLinear):
     """The class of nn.MultiheadAttention's last layer, for models that call it themselves."""
 
     def forward(self, input: Moments) -> Moments:
-        return linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)  # type: ignore[no-any-return]
 
     def _get_name(self) -> str:
         return "NonDynamicallyQuantizableLinear"

@@ -15,8 +15,8 @@ from adfify.registry import Uncertain, case, register
 
 aten = torch.ops.aten
 
-view = partial(register, family="structural", exact=True, source=SOURCE)
-copy = partial(register, family="structural", exact=True, source=SOURCE, alias=False)
+view = partial(register, family="structural", exact=True, source=SOURCE, complex=True)
+copy = partial(register, family="structural", exact=True, source=SOURCE, alias=False, complex=True)
 
 _ROWS = torch.tensor([2, 0, 1, 2])
 _PLACES = torch.tensor([[1, 0, 0], [0, 1, 1]])
@@ -167,7 +167,7 @@ def triu(input: Moments, diagonal: int = 0) -> Moments:
 
 
 @register(
-    torch.cumsum, "cumsum", family="pooling", exact=True, source="variances of independent terms add",
+    torch.cumsum, "cumsum", family="pooling", exact=True, source="variances of independent terms add", complex=True,
     cases=[case(Uncertain((2, 4)), 1), case(Uncertain((2, 4)), dim=0)],
 )  # fmt: skip
 def cumsum(input: Moments, dim: int, *, dtype: torch.dtype | None = None) -> Moments:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adfify.moments import Moments
+from adfify.nn.complex_parts import each_part
 from adfify.nn.module import ADFModule, per_dimension
 from adfify.registry import Uncertain, case, register
 
@@ -26,6 +27,7 @@ average = partial(register, family="pooling", exact=True, source=AVERAGE)
 @average(
     torch.mean,
     "mean",
+    complex=True,
     cases=[
         case(Uncertain((2, 3, 4)), (1, 2), keepdim=True),
         case(Uncertain((2, 3, 4)), -1),
@@ -33,6 +35,7 @@ average = partial(register, family="pooling", exact=True, source=AVERAGE)
         case(Uncertain((2, 3)), 0, dtype=torch.float64),
     ],
 )
+@each_part(original=torch.mean)
 def mean(input: Moments, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Moments:
     result = torch.mean(input.mean, dim, keepdim, dtype=dtype)
     variance = torch.mean(input.variance, dim, keepdim, dtype=dtype)
@@ -42,12 +45,14 @@ def mean(input: Moments, dim: Any = None, keepdim: bool = False, *, dtype: torch
 @average(
     torch.sum,
     "sum",
+    complex=True,
     cases=[
         case(Uncertain((2, 3, 4)), (1, 2), keepdim=True),
         case(Uncertain((2, 3))),
         case(Uncertain((2, 3)), 0, dtype=torch.float64),
     ],
 )
+@each_part(original=torch.sum)
 def sum(input: Moments, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Moments:
     total = torch.sum(input.mean, dim, keepdim, dtype=dtype)
     return Moments(total, torch.sum(input.variance, dim, keepdim, dtype=dtype))

@@ -16,19 +16,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adfify import gaussian
+from adfify.errors import InputError
 from adfify.gaussian.bilinear import Product
 from adfify.moments import Moments
-from adfify.nn import activation, arithmetic
+from adfify.nn import activation, arithmetic, complex_parts
+from adfify.nn.complex_parts import is_complex
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
 
 SOURCE = "sums of products of independent factors, Goodman 1960, equation 2"
 
 products = partial(register, family="arithmetic", exact=True, source=SOURCE)
+of_complex = partial(products, complex=True)
 
 
 def product(op: Product, a: Moments | Tensor, b: Moments | Tensor) -> Moments:
     """A bilinear ``op`` whose outputs are sums of a_i b_i, each element once; one of the factors may be certain."""
+    if is_complex(a) or is_complex(b):
+        return complex_parts.product(partial(product, op), op, a, b)  # type: ignore[return-value]
     return Moments(*gaussian.bilinear(op, *parts(a), *parts(b)))
 
 
@@ -37,7 +42,7 @@ def parts(x: Moments | Tensor) -> tuple[Tensor, Tensor | None]:
     return (x.mean, x.variance) if isinstance(x, Moments) else (x, None)
 
 
-@products(
+@of_complex(
     torch.matmul,
     torch.linalg.matmul,
     operator.matmul,
@@ -69,7 +74,7 @@ def _matrix_square(op: Product, x: Moments) -> Moments:
     return Moments(y.mean + torch.diag_embed(v), crossed + torch.diag_embed(v * v))
 
 
-@products(
+@of_complex(
     torch.bmm,
     "bmm",
     cases=[case(Uncertain((2, 3, 3)), Uncertain((2, 3, 3))), case(Uncertain((2, 3, 4)), Certain((2, 4, 5)))],
@@ -80,14 +85,16 @@ def bmm(input: Moments | Tensor, mat2: Moments | Tensor) -> Moments:
     return product(torch.bmm, input, mat2)
 
 
-@products(torch.mm, "mm", cases=[case(Uncertain((3, 3)), Uncertain((3, 3))), case(Certain((3, 4)), Uncertain((4, 5)))])
+@of_complex(
+    torch.mm, "mm", cases=[case(Uncertain((3, 3)), Uncertain((3, 3))), case(Certain((3, 4)), Uncertain((4, 5)))]
+)
 def mm(input: Moments | Tensor, mat2: Moments | Tensor) -> Moments:
     if input is mat2 and isinstance(input, Moments):
         return _matrix_square(torch.mm, input)
     return product(torch.mm, input, mat2)
 
 
-@products(torch.mv, "mv", cases=[case(Uncertain((3, 4)), Certain((4,))), case(Certain((3, 4)), Uncertain((4,)))])
+@of_complex(torch.mv, "mv", cases=[case(Uncertain((3, 4)), Certain((4,))), case(Certain((3, 4)), Uncertain((4,)))])
 def mv(input: Moments | Tensor, vec: Moments | Tensor) -> Moments:
     return product(torch.mv, input, vec)
 
@@ -114,7 +121,7 @@ def _inner_square(x: Moments) -> Moments:
     return Moments(torch.dot(x.mean, x.mean) + x.variance.sum(), activation.square(x).variance.sum())
 
 
-@products(
+@of_complex(
     torch.outer,
     torch.ger,
     "outer",
@@ -209,7 +216,7 @@ def _fused(
     return Moments(mean, sum(variances[1:], variances[0]).to(mean.dtype).expand(mean.shape))
 
 
-@products(
+@of_complex(
     torch.functional.einsum,
     cases=[
         case("bij,jk->bik", Uncertain((2, 3, 4)), Certain((4, 5))),
@@ -219,11 +226,24 @@ def _fused(
     ],
     alias=True,  # a permutation is a view
 )
-def einsum(equation: str, *operands: Moments | Tensor, path: Any = None) -> Moments:
+def einsum(equation: str, *operands: Moments | Tensor, path: Any = None) -> Any:
     """Any number of factors; one that is given twice is taken as two independent ones."""
     factors = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    if any(map(is_complex, factors)):
+        return _complex_einsum(equation, factors)
     means, variances = zip(*map(parts, factors), strict=True)
     return Moments(*gaussian.einsum(equation, means, variances))
+
+
+def _complex_einsum(equation: str, factors: Any) -> Any:
+    if len(factors) == 1:
+        return complex_parts.each_part(original=torch.einsum)(einsum)(equation, factors[0])
+    if len(factors) > 2:
+        raise InputError(
+            f"einsum({equation!r}) of {len(factors)} factors, some of them complex and uncertain, has no rule; "
+            "multiply the certain ones first, so that two are left."
+        )
+    return complex_parts.product(partial(einsum, equation), partial(torch.einsum, equation), *factors)
 
 
 BILINEAR = [

@@ -15,20 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adfify.errors import InputError
-from adfify.moments import Moments, lift
+from adfify.moments import ComplexMoments, Moments, lift
+from adfify.nn.complex_parts import each_part, with_mean
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
 
 SOURCE = "moves elements"
 
-structural = partial(register, family="structural", exact=True, source=SOURCE)
+structural = partial(register, family="structural", exact=True, source=SOURCE, complex=True)
 
 
+@each_part()
 def both(op: Callable[..., Tensor], x: Moments, *args: Any, **kwargs: Any) -> Moments:
     """The same operation on mean and variance."""
     return Moments(op(x.mean, *args, **kwargs), op(x.variance, *args, **kwargs))
 
 
+@each_part()
 def parts(op: Callable[..., Sequence[Tensor]], x: Moments, *args: Any, **kwargs: Any) -> tuple[Moments, ...]:
     """The same operation, which cuts a tensor into several, on mean and variance."""
     pairs = zip(op(x.mean, *args, **kwargs), op(x.variance, *args, **kwargs), strict=True)
@@ -61,6 +64,7 @@ def unflatten(input: Moments, dim: Any, sizes: Any) -> Moments:
 
 @structural(torch.ops.aten._unsafe_view, cases=[case(Uncertain((2, 6)), [3, 4])])
 @structural("view", cases=[case(Uncertain((2, 6)), 3, 4), case(Uncertain((2, 6)), (-1, 3))])
+@each_part()
 def view(input: Moments, *shape: Any) -> Moments:
     # The variance may lie in memory otherwise than the mean does.
     return Moments(input.mean.view(*shape), input.variance.reshape(*shape))
@@ -151,13 +155,20 @@ def detach(input: Moments) -> Moments:
 
 @structural("to", cases=[case(Uncertain((2, 3)), torch.float64), case(Uncertain((2, 3)), Uncertain((1,)))])
 def to(input: Moments, *args: Any, **kwargs: Any) -> Moments:
-    target = [x.mean if isinstance(x, Moments) else x for x in args]
-    return cast(Tensor.to, input, *target, **kwargs)
+    target = [x.mean if isinstance(x, (Moments, ComplexMoments)) else x for x in args]
+    return cast(Tensor.to, input, *target, **kwargs)  # type: ignore[no-any-return]
 
 
-def cast(op: Callable[..., Tensor], x: Moments, *args: Any, **kwargs: Any) -> Moments:
-    """A cast, which has to be to a floating-point dtype."""
+def cast(op: Callable[..., Tensor], x: Moments | ComplexMoments, *args: Any, **kwargs: Any) -> Any:
+    """A cast, which has to be to a floating-point dtype, or to a complex one."""
     mean = op(x.mean, *args, **kwargs)
+    if mean.is_complex():
+        real, imag = (x.real, x.imag) if isinstance(x, ComplexMoments) else (x, None)
+        return with_mean(mean, real.variance.to(mean.real), None if imag is None else imag.variance.to(mean.real))
+    if isinstance(x, ComplexMoments):
+        raise InputError(
+            f"a complex uncertain value is cast to {mean.dtype} here, without its imaginary part: take .real."
+        )
     if not mean.is_floating_point():
         raise InputError(
             f"an uncertain value is cast to {mean.dtype} here; whole numbers have no variance. Take what needs them "
@@ -168,12 +179,12 @@ def cast(op: Callable[..., Tensor], x: Moments, *args: Any, **kwargs: Any) -> Mo
 
 @structural("type_as", cases=[case(Uncertain((2, 3)), Certain((2,)))])
 def type_as(input: Moments, other: Moments | Tensor) -> Moments:
-    return cast(Tensor.to, input, other.dtype)
+    return cast(Tensor.to, input, other.dtype)  # type: ignore[no-any-return]
 
 
-@structural("float", cases=[case(Uncertain((2, 3)))])
+@structural("float", complex=False, cases=[case(Uncertain((2, 3)))])
 def float_(input: Moments) -> Moments:
-    return both(Tensor.float, input)
+    return cast(Tensor.float, input)  # type: ignore[no-any-return]
 
 
 @structural(nn.Identity, cases=[case(Uncertain((2, 3)))])
@@ -202,7 +213,7 @@ class Sequential(nn.Sequential):
     ],
 )
 def getitem(x: Moments | Sequence[Any] | dict[Any, Any], index: Any) -> Any:
-    return both(operator.getitem, x, index) if isinstance(x, Moments) else x[index]
+    return both(operator.getitem, x, index) if isinstance(x, (Moments, ComplexMoments)) else x[index]
 
 
 @structural(
@@ -237,12 +248,14 @@ def unfold(input: Moments, dimension: int, size: int, step: int) -> Moments:
     alias=False,
     cases=[case([Uncertain((2, 3)), Uncertain((2, 4))], 1), case([Uncertain((2, 3)), Certain((1, 3))])],
 )
+@each_part()
 def cat(tensors: Sequence[Moments | Tensor], dim: int = 0) -> Moments:
     all_random = [lift(x) for x in tensors]
     return Moments(torch.cat([x.mean for x in all_random], dim), torch.cat([x.variance for x in all_random], dim))
 
 
 @structural(torch.stack, alias=False, cases=[case([Uncertain((2, 3)), Uncertain((2, 3))], 1)])
+@each_part()
 def stack(tensors: Sequence[Moments | Tensor], dim: int = 0) -> Moments:
     all_random = [lift(x) for x in tensors]
     return Moments(torch.stack([x.mean for x in all_random], dim), torch.stack([x.variance for x in all_random], dim))
@@ -253,6 +266,7 @@ def stack(tensors: Sequence[Moments | Tensor], dim: int = 0) -> Moments:
     alias=False,
     cases=[case(Uncertain((2, 3)), (1, 2), value=3.0), case(Uncertain((2, 3, 4)), (1, 2), mode="reflect")],
 )
+@each_part("value")
 def pad(input: Moments, pad: Any, mode: str = "constant", value: float | None = None) -> Moments:
     # A padded constant is certain: its variance is 0 whatever its value.
     return Moments(F.pad(input.mean, pad, mode, value), F.pad(input.variance, pad, mode))
@@ -280,7 +294,7 @@ class ChannelShuffle(ADFModule, nn.ChannelShuffle):
 
 
 METADATA = "shape, dtype and device are certain"
-metadata = partial(register, family="metadata", exact=True, source=METADATA)
+metadata = partial(register, family="metadata", exact=True, source=METADATA, complex=True)
 
 
 @metadata(".shape", cases=[case(Uncertain((2, 3)))])

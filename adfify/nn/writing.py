@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adfify.errors import InputError
 from adfify.moments import Moments, lift
+from adfify.nn.complex_parts import each_part, is_complex
 from adfify.nn.resampling import laid_out_like
 from adfify.registry import Certain, Uncertain, case, register
 
@@ -21,8 +23,8 @@ aten = torch.ops.aten
 WRITTEN = "a written element takes the moments of what is written"
 ADDED = "linearity; variances of independent terms add"
 
-written = partial(register, family="structural", exact=True, source=WRITTEN, alias=False)
-added = partial(register, family="pooling", exact=True, source=ADDED)
+written = partial(register, family="structural", exact=True, source=WRITTEN, alias=False, complex=True)
+added = partial(register, family="pooling", exact=True, source=ADDED, complex=True)
 
 _MASK = torch.tensor([[True, False, True], [False, True, False]])
 _PLACES = torch.tensor([[1, 0, 0], [0, 1, 1]])
@@ -40,6 +42,7 @@ _PLACES = torch.tensor([[1, 0, 0], [0, 1, 1]])
         case(_MASK[0], Uncertain((3,)), Certain((2, 3))),
     ],
 )
+@each_part("input", "other")
 def where(condition: Tensor, input: Moments | Tensor | float, other: Moments | Tensor | float) -> Moments:
     mean = torch.where(condition, _mean(input), _mean(other))
     variance = torch.where(condition, _variance(input, mean), _variance(other, mean))
@@ -65,6 +68,7 @@ def _variance(x: Moments | Tensor | float, like: Tensor) -> Tensor:
     "masked_fill_",
     cases=[case(Uncertain((2, 3)), _MASK, -1e4), case(Uncertain((2, 3)), _MASK, 0)],
 )
+@each_part("value")
 def masked_fill(input: Moments, mask: Tensor, value: Tensor | float) -> Moments:
     return Moments(torch.masked_fill(input.mean, mask, value), torch.masked_fill(input.variance, mask, 0.0))
 
@@ -100,11 +104,18 @@ def select_scatter(input: Moments | Tensor, src: Moments | Tensor, dim: int, ind
 @written("copy_", cases=[case(Uncertain((2, 3)), Uncertain((3,)))])
 @written(aten.copy, cases=[case(Certain((2, 3)), Uncertain((2, 1)))])
 def copied(input: Moments | Tensor, src: Moments | Tensor, non_blocking: bool = False) -> Moments:
+    _refuse_lost_part(input, src)
+    return _copied(input, src)
+
+
+@each_part()
+def _copied(input: Moments | Tensor, src: Moments | Tensor) -> Moments:
     new, like = lift(src), input.mean if isinstance(input, Moments) else input
     return Moments(*[laid_out_like(part.to(like).expand_as(like), like) for part in new])
 
 
 @written(torch.fill, "fill_", cases=[case(Uncertain((2, 3)), 2.5)])
+@each_part("value")
 def fill(input: Moments, value: Tensor | float) -> Moments:
     return Moments(torch.fill(input.mean, value), torch.fill(input.variance, 0.0))
 
@@ -114,7 +125,20 @@ def zero(input: Moments) -> Moments:
     return fill(input, 0.0)
 
 
+def _refuse_lost_part(into: Any, written: Any) -> None:
+    if is_complex(written) and not is_complex(into):
+        raise InputError(
+            "a complex uncertain value is written into a real tensor here, without its imaginary part: take .real."
+        )
+
+
 def _both_of_two(op: Callable[..., Tensor], x: Moments | Tensor, y: Moments | Tensor, *args: Any) -> Moments:
+    _refuse_lost_part(x, y)
+    return _of_two(op, x, y, *args)
+
+
+@each_part()
+def _of_two(op: Callable[..., Tensor], x: Moments | Tensor, y: Moments | Tensor, *args: Any) -> Moments:
     a, b = lift(x), lift(y)
     return Moments(op(a.mean, b.mean, *args), op(a.variance, b.variance, *args))
 
@@ -159,6 +183,7 @@ def scatter_add(input: Moments | Tensor, dim: int, index: Tensor, src: Moments |
 
 @added(torch.index_add, "index_add", cases=[case(Certain((2, 3)), 0, _ROWS, Uncertain((3, 3)))])
 @added("index_add_", cases=[case(Uncertain((2, 3)), 0, _ROWS, Uncertain((3, 3)), alpha=2)])
+@each_part()
 def index_add(
     input: Moments | Tensor, dim: int, index: Tensor, source: Moments | Tensor, *, alpha: float = 1
 ) -> Moments:
