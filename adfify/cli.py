@@ -252,6 +252,8 @@ def predict(
         if explain is not None:
             _check_figures(explain, spec)
         paths = prediction.find_pictures(pictures)
+        if not any(path.exists() for path in paths):
+            raise InputError(f"there is no {', no '.join(map(printable, paths[:5]))}: nothing to predict.")
         source = _opened(spec, weights, arch, num_classes, labels)
         _warn_of_random(source)
         if source.labels is None:
@@ -277,7 +279,10 @@ def predict(
         if as_json:
             print_json({**report, "predictions": done, "unreadable": failed, "figures": figures})
         else:
-            stdout(display.of_predictions(done), note, *(f"explained: {printable(figure)}" for figure in figures))
+            stdout(
+                *((display.of_predictions(done), note) if done else ()),
+                *(f"explained: {printable(figure)}" for figure in figures),
+            )
         _name(failed, len(paths))
 
 
@@ -361,7 +366,7 @@ def benchmark(
 
         if len(specs) > 1 and weights is not None:
             raise InputError(f"--weights {weights} is for one network, and {len(specs)} were given.")
-        levels = tuple(prediction.checked_variance(level) for level in noise_variance or [1e-3])
+        levels = tuple(dict.fromkeys(map(prediction.checked_variance, noise_variance or [1e-3])))
         file, reports = output / "benchmark.json", []
         check_output(file, force)
         found = job.open_folder(data, limit)

@@ -56,6 +56,9 @@ def _reasons(name: str) -> Iterator[None]:
 def _try(path: Path) -> None:
     """Make an empty file, and take it away with the folders that it needed. Raises OSError."""
     missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    nearest = path.parents[len(missing)]
+    if not nearest.is_dir():
+        raise NotADirectoryError(0, f"{printable(nearest)} is no folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -151,7 +152,11 @@ def open_model(
     spec: str, *, weights: Path | None = None, arch: str | None = None, num_classes: int | None = None
 ) -> Source:
     """The network of a SPEC of the command line: :func:`open_source`'s, or ``demo`` for the one of adfify[demo]."""
-    if spec == "demo" and not (weights or arch or num_classes):
+    if spec == "demo" and not Path(spec).exists():
+        given = {"--weights": weights, "--arch": arch, "--num-classes": num_classes}
+        named = [option for option, value in given.items() if value is not None]
+        if named:
+            raise InputError(f"{', '.join(named)} does not go with demo, which has its own weights and outputs.")
         return demo_source()
     return open_source(spec, weights=weights, arch=arch, num_classes=num_classes)
 
@@ -192,11 +197,17 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
     from PIL import Image
 
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    for path in folder.rglob("*"):
+    # Links are followed, as torchvision's ImageFolder does; each folder is visited once.
+    visited: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
         # Hidden files are no pictures: macOS leaves a '._cat.jpg' beside every cat.jpg on foreign disks.
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in suffixes and not hidden and path.is_file():
-            yield path
+        folders[:] = [name for name in folders if not name.startswith(".") and real not in visited]
+        for name in files if real not in visited else ():
+            path = Path(here, name)
+            if path.suffix.lower() in suffixes and not name.startswith(".") and path.is_file():
+                yield path
+        visited.add(real)
 
 
 def read_picture(path: Path, preprocessing: Preprocessing) -> Tensor:

@@ -83,6 +83,7 @@ BAD = [
     ["predict", "tiny", "pictures", "--labels", "report"],
     ["predict", "tiny", "pictures", "--no-such-option"],
     ["predict", "tiny", "folder.pt2"],
+    ["predict", "tiny", "nowhere.png", "nor here.png"],
     ["predict", "tiny"],
     ["demo", "-o", "report"],
     ["demo", "-o", "file"],
@@ -151,6 +152,34 @@ def test_a_write_protected_output_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(InputError, match="write-protected"):
         check_output(tmp_path / "there", force=True)
+
+
+def test_the_demo_has_its_own_weights(adfify):
+    for option in (["--weights", "w.pth"], ["--arch", "timm:resnet18"], ["--num-classes", "3"]):
+        adfify("inspect", "demo", *option, code=2)
+        assert f"error: {option[0]} does not go with demo" in adfify.stderr
+
+
+def test_a_level_given_twice_is_one(adfify, opened, here):
+    levels = ("--noise-variance", 0.001, "--noise-variance", 1e-3)
+    report = adfify.json("benchmark", "tiny", "--data", "pictures", "-o", "new", *levels)["reports"][0]
+    assert [row["noise_variance"] for row in report["rows"]] == [None, 0.001]
+
+
+def test_nothing_read_shows_no_table(adfify, opened, here):
+    (here / "broken.png").write_text("broken")
+    assert adfify("predict", "tiny", "broken.png", code=2) == ""
+    assert "broken.png can't be read" in adfify.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_linked_folders_are_searched_once(tmp_path):
+    tiny.picture(tmp_path / "elsewhere" / "a.png")
+    tiny.picture(tmp_path / "data" / "cat" / "b.png")
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+    found = prediction.find_pictures([tmp_path / "data"])
+    assert found == [tmp_path / "data" / "cat" / "b.png", tmp_path / "data" / "dog" / "a.png"]
 
 
 # Labels

@@ -43,6 +43,15 @@ def test_the_covariance_counts():
     assert apart[0] < 0.6 < together[0]
 
 
+def test_very_many_logits_are_no_more_work():
+    mean, variance = torch.linspace(-3, 3, 1500), torch.rand(1500, generator=torch.Generator().manual_seed(0))
+    found = expected_softmax(mean, torch.diag(variance))
+    # Of many independent ones the sum hardly varies: each has its own mean of an exponential.
+    expected = torch.softmax((mean + variance / 2).double(), 0)
+    assert float(found.sum()) == pytest.approx(1)
+    assert ((found - expected).abs() / expected).median() < 0.02
+
+
 def test_certain_logits_have_their_softmax_and_infinite_ones_none():
     mean = torch.tensor([3.0, -1.0, 40.0])
     certain = expected_softmax(mean, torch.zeros(3, 3))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from adfify.gaussian.normal import Pair
 
-POINTS = 2**15
-"""Of the integral; see `expected_softmax`."""
+POINTS, LEAST_POINTS, MOST_NUMBERS = 2**15, 2**11, 2**22
+"""Of the integral, see `expected_softmax`: as many as do not take more numbers than this."""
 
 
-def expected_softmax(mean: Tensor, covariance: Tensor, points: int = POINTS) -> Tensor:
+def expected_softmax(mean: Tensor, covariance: Tensor) -> Tensor:
     """E[softmax(x)] of jointly Gaussian logits, ``[k]`` with covariance ``[k, k]``, by quasi-Monte Carlo in float64.
 
     The integral of Lu, Ie & Sha, "Mean-field approximation to Gaussian-softmax integral", 2020, at scrambled Sobol
@@ -29,6 +31,7 @@ def expected_softmax(mean: Tensor, covariance: Tensor, points: int = POINTS) -> 
     values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
     root = vectors * values.clamp(min=0).sqrt()
     sobol = torch.quasirandom.SobolEngine(len(mean), scramble=True, seed=0)  # type: ignore[no-untyped-call]
+    points = max(LEAST_POINTS, min(POINTS, 2 ** int(math.log2(MOST_NUMBERS / len(mean)))))
     uniform = sobol.draw(points, dtype=torch.float64).to(mean.device)
     normal = torch.special.ndtri(uniform.clamp(2.0**-40, 1 - 2.0**-40))
     return torch.softmax(mean + normal @ root.mT, -1).mean(0)
