@@ -135,6 +135,8 @@ def _named(node: fx.Node) -> Operation:
         return _DIFFERENTIABLE[node.target]
     if node.op == "call_method":
         return Method(str(node.target))
+    if node.target is getattr and node.args[1] == "data":
+        return identity  # as detach
     if node.target is getattr:
         return Attribute(str(node.args[1]))
     if isinstance(node.target, torch._ops.OpOverload):

@@ -264,7 +264,12 @@ def channels_last(x: Tensor) -> Tensor:
 def test_device_and_shape_are_the_original_s(trial: Trial) -> None:
     """On the meta device: a tensor made on another one would be refused."""
     inputs = [x.to("meta") for x in trial.moments(torch.float32)]
-    expected = trial.original(torch.float32, "meta")(*[x.mean for x in inputs])
+    try:
+        expected = trial.original(torch.float32, "meta")(*[x.mean for x in inputs])
+    except NotImplementedError:  # `cpu()` of nothing: nor do we
+        with pytest.raises(NotImplementedError):
+            trial.converted(torch.float32, "meta")(*inputs)
+        return
     for got, want in zip(trial.converted(torch.float32, "meta")(*inputs), expected, strict=True):
         assert got.mean.device == got.variance.device == want.device
         assert got.mean.shape == got.variance.shape == want.shape

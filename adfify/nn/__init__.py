@@ -7,6 +7,8 @@ from adfify.nn import (  # noqa: F401  registered by being imported
     fourier,
     grid_sampling,
     indexing,
+    joining,
+    linear_algebra,
     writing,
 )
 from adfify.nn.activation import (

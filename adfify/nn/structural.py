@@ -156,6 +156,8 @@ def detach(input: Moments) -> Moments:
 @structural("to", cases=[case(Uncertain((2, 3)), torch.float64), case(Uncertain((2, 3)), Uncertain((1,)))])
 def to(input: Moments, *args: Any, **kwargs: Any) -> Moments:
     target = [x.mean if isinstance(x, (Moments, ComplexMoments)) else x for x in args]
+    # torch.export writes `cpu()` with a layout, which the method has no argument for.
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("layout", "pin_memory")}
     return cast(Tensor.to, input, *target, **kwargs)  # type: ignore[no-any-return]
 
 
@@ -279,7 +281,7 @@ def roll(input: Moments, shifts: Any, dims: Any = ()) -> Moments:
 
 @structural(torch.flip, "flip", alias=False, cases=[case(Uncertain((4, 3)), (0,))])
 def flip(input: Moments, *args: Any, **kwargs: Any) -> Moments:
-    return both(torch.flip, input, *args, **kwargs)
+    return both(Tensor.flip, input, *args, **kwargs)
 
 
 @structural(F.channel_shuffle, torch.channel_shuffle, alias=False, cases=[case(Uncertain((2, 4, 3, 3)), 2)])
