@@ -20,6 +20,7 @@ from adfify import gaussian, original
 from adfify.moments import Moments
 from adfify.nn import arithmetic, elementary
 from adfify.original import Operation
+from adfify.precision import wide
 from adfify.registry import RULES, Rule, Rules
 
 KINKS = (-3.0, 0.0, 3.0)
@@ -89,7 +90,16 @@ class Composed:
     __name__ = "composed"
 
     def __call__(self, x: Moments) -> Moments:
-        return Moments(*gaussian.expect(self.function, x.mean, x.variance, kinks=KINKS))
+        return _moments_of(self.function, x)
+
+
+def _of_mean(function: Composition, x: Tensor) -> Tensor:
+    return function(x)
+
+
+@wide(_of_mean)
+def _moments_of(function: Composition, x: Moments) -> Moments:
+    return Moments(*gaussian.expect(function, x.mean, x.variance, kinks=KINKS))
 
 
 @dataclass(frozen=True)

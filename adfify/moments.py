@@ -32,7 +32,8 @@ class Moments:
 
     Attributes:
         mean: expected values, any shape, floating point.
-        variance: variances (squared units of ``mean``), the same shape as ``mean``.
+        variance: variances (squared units of ``mean``), the same shape as ``mean``; float32 beside a mean of float16
+            or bfloat16, in which they would underflow, else of the same dtype.
 
     It unpacks: ``mean, variance = moments``. It has no arithmetic on purpose: operations on it are
     the rules of :mod:`adfify.nn`.
@@ -72,8 +73,10 @@ class Moments:
         return self.mean.device
 
     def to(self, *args: Any, **kwargs: Any) -> Moments:
-        """Both tensors moved or cast, with the arguments of :meth:`torch.Tensor.to`."""
-        return Moments(self.mean.to(*args, **kwargs), self.variance.to(*args, **kwargs))
+        """Both tensors moved or cast, with the arguments of :meth:`torch.Tensor.to`; a variance is float32 at least."""
+        mean = self.mean.to(*args, **kwargs)
+        kept = {key: value for key, value in kwargs.items() if key not in ("dtype", "device", "other")}
+        return Moments(mean, self.variance.to(mean.device, variance_dtype(mean.dtype), **kept))
 
     def detach(self) -> Moments:
         """Both tensors cut from the autograd graph."""
@@ -232,12 +235,25 @@ def as_moments(value: Any, noise_variance: float, name: str = "input") -> Any:
             "are known to be certain."
         )
     _refuse_nan(value, name, "values")
-    return Moments(value, torch.full_like(value, noise_variance))
+    return Moments(value, torch.full_like(value, noise_variance, dtype=variance_dtype(value.dtype)))
 
 
 def lift(x: Moments | Tensor) -> Moments:
     """A certain tensor as a random one of variance 0."""
-    return x if isinstance(x, Moments) else Moments(x, torch.zeros_like(x))
+    return x if isinstance(x, Moments) else Moments(x, torch.zeros_like(x, dtype=variance_dtype(x.dtype)))
+
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def variance_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the variance beside a mean of this dtype: see Note [Variances are held in float32]."""
+    return torch.float32 if dtype in HALF else dtype
+
+
+def held_in(variance: Tensor, dtype: torch.dtype) -> Tensor:
+    """A variance, to go beside a mean of this dtype."""
+    return variance.to(variance_dtype(dtype))
 
 
 def checked_variance(name: str, value: Any) -> None:
@@ -282,7 +298,7 @@ def _checked(value: Moments, name: str) -> Moments:
     _refuse_nan(variance, name, "variances")
     if _concrete(variance) and bool((variance < 0).any()):
         raise InputError(f"input '{name}' has a negative variance: {variance.min().item():.6g}; variances are >= 0.")
-    return Moments(mean, variance.to(mean.dtype))
+    return Moments(mean, held_in(variance, mean.dtype))
 
 
 def _refuse_nan(tensor: Tensor, name: str, what: str) -> None:

@@ -158,9 +158,9 @@ class Original(fx.Interpreter):
         if not isinstance(x, Moments):
             batched = isinstance(x, Tensor) and x.dim() > 0 and len(x) == self._pictures
             return x.repeat(self._draws.count, *[1] * (x.dim() - 1)) if batched else x
-        noise = self._draws.noise(name, x.shape[1:], not self._sources).to(x.mean).unsqueeze(1)
+        noise = self._draws.noise(name, x.shape[1:], not self._sources).to(x.variance).unsqueeze(1)
         std = x.variance.sqrt()
-        drawn = torch.addcmul(x.mean, std, noise).flatten(0, 1)
+        drawn = torch.addcmul(x.mean.to(std.dtype), std, noise).flatten(0, 1).to(x.mean.dtype)
         return self._leaf(name, False, std, _in_format_of(x.mean, drawn))
 
     # Note [Masks as Gaussian factors]

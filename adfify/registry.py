@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from adfify.moments import floor
+from adfify.precision import original_of, wide
 
 Target = Callable[..., Any] | type | str
 Keep = Callable[[Any, float], Any]
@@ -38,8 +39,14 @@ FAMILIES = (
 )
 """What a rule belongs to; its oracles in the tests follow from it (see DESIGN.md, families)."""
 
-COMPUTING = frozenset(FAMILIES) - {"structural", "metadata"}
+MOVING = frozenset({"structural", "metadata"})
+"""The families whose operations compute nothing."""
+
+COMPUTING = frozenset(FAMILIES) - MOVING
 """The families whose operations compute a new variance, after which ``min_variance`` is applied by default."""
+
+
+_LINEAR = frozenset({"affine", "normalization", "pooling"})  # where exact, the mean is the original of the means
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,11 @@ class Rules:
 
         def decorate(apply: Decorated) -> Decorated:
             _give_home(apply)
+            if family not in MOVING and not isinstance(apply, type):
+                # An overlay's operations are not the originals: other numerics, or masks drawn at random.
+                callable_here = self._parent is None and family != "dropout"
+                original = original_of(targets) if callable_here else None
+                apply = wide(original, linear=exact and family in _LINEAR)(apply)
             may_alias = family == "structural" if alias is None else alias
             rule = Rule(
                 targets, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases), continuous,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adfify.errors import InputError
-from adfify.moments import Moments, as_moments
+from adfify.moments import Moments, as_moments, variance_dtype
 from adfify.network import ADFNetwork
 from adfify.streaming import Powers
 
@@ -157,14 +157,14 @@ def _noise(x: Tensor | Moments, noise_variance: float | Tensor | None) -> tuple[
         return mean, variance.sqrt()
     if noise_variance is None:
         raise InputError("x is a plain tensor: give noise_variance, or Moments(x, variance).")
-    variance = torch.as_tensor(noise_variance, dtype=x.dtype, device=x.device)
+    variance = torch.as_tensor(noise_variance, dtype=variance_dtype(x.dtype), device=x.device)
     mean, variance = as_moments(Moments(x, variance), 0.0)
     return mean, variance.sqrt()
 
 
 def _draw(mean: Tensor, std: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    noise = torch.randn((count, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
-    return (mean + std * noise).flatten(0, 1)
+    noise = torch.randn((count, *mean.shape), generator=generator, dtype=std.dtype, device=mean.device)
+    return (mean + std * noise).flatten(0, 1).to(mean.dtype)
 
 
 @dataclass(frozen=True)

@@ -290,7 +290,9 @@ def test_result_is_finite_non_negative_and_keeps_its_dtype(trial: Trial, dtype: 
             trial.converted(dtype)(*inputs)
         return
     results = trial.converted(dtype)(*inputs)
-    assert [x.mean.dtype for x in results] == [x.variance.dtype for x in results] == wanted
+    assert [x.mean.dtype for x in results] == wanted
+    # float32 at least: half precision would underflow.
+    assert [x.variance.dtype for x in results] == [torch.promote_types(kind, torch.float32) for kind in wanted]
     for x in results:
         assert x.mean.isfinite().all()
         assert x.variance.isfinite().all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,21 +21,41 @@ def softmax(mean: Tensor, variance: Tensor, dim: int = -1) -> Pair:
     .01 / .01 / .03 / .13 of its std at most, std off by 1 / 1 / 3 / 25 % (the delta method: .05 / .14 / .37 /
     .39 and 1 / 5 / 26 / 104 %), for the classes within a factor 5 of the most probable one.
     """
+    if mean.dim() == 0 or mean.shape[dim] == 1:
+        return _alone(torch.softmax(mean, dim), variance)
     certain, margin, spread = _margin(mean, variance, dim)
     one, one_variance = sigmoid(margin, spread)
-    zero, total = torch.sigmoid(certain), one.sum(dim, keepdim=True)
+    zero, total = torch.sigmoid(certain), one.sum(dim, keepdim=True).clamp(min=_LEAST)
     # The difference is exactly 0 at variance 0, and sums to 0 over the classes at any other.
     average = torch.softmax(mean, dim) + (one / total - zero / zero.sum(dim, keepdim=True))
     average = average.clamp(0, 1)
-    return average, torch.minimum(one_variance / (total * total), average * (1 - average))
+    return average, torch.minimum(one_variance / total / total, average * (1 - average))
+
+
+_LEAST = 1e-15  # of the sum of all probabilities, before it is made 1: its square is not to underflow
+
+
+def _alone(certain: Tensor, variance: Tensor) -> Pair:
+    """One class alone is certain, whatever its logit."""
+    return certain + 0 * variance, 0 * variance
 
 
 @in_float32
 def log_softmax(mean: Tensor, variance: Tensor, dim: int = -1) -> Pair:
     """x_k - log sum_j exp(x_j) = log sigmoid of the margin: approximated as in `softmax`."""
+    if mean.dim() == 0 or mean.shape[dim] == 1:
+        return _alone(torch.log_softmax(mean, dim), variance)
     certain, margin, spread = _margin(mean, variance, dim)
     one, one_variance = logsigmoid(margin, spread)
     return torch.log_softmax(mean, dim) + (one - F.logsigmoid(certain)), one_variance
+
+
+# Note [Sums over the others]
+#   A sum of exp(x_j) over j != k is taken relative to the largest of its own terms, which is the top class for all k but
+#   the top class itself, and for that one the second: so no sum is below 1, however far the top class leads, and no
+#   power of one underflows or sends an infinity into the gradients. The sum of the top class is summed afresh: as a
+#   difference it would be mostly rounding.
+_FAR = 1e6  # beyond which a logit, or a margin, is held: further than any noise reaches
 
 
 def _margin(mean: Tensor, variance: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,22 +63,27 @@ def _margin(mean: Tensor, variance: Tensor, dim: int) -> tuple[Tensor, Tensor, T
 
     L_k by the delta method (its gradient is the softmax q of the others, its Hessian's diagonal q (1 - q)),
     which is better here than matching moments (Fenton, IRE Trans. Commun. Syst. 8, 1960), the more so at
-    unequal variances. Masked classes (mean -inf, variance 0) are held at a margin of -10^4, where they weigh
-    nothing.
+    unequal variances. For a std above 9 it would be far too high: it is held at what E[max_j x_j] can be at most, for n
+    variables s sqrt(2 log n) above their means (Boucheron, Lugosi & Massart, Concentration Inequalities, 2013, section
+    2.5). Masked classes (mean -inf, variance 0) are held at a margin of -10^6, where they weigh nothing.
     """
     mean, variance = mean + torch.zeros_like(variance), variance + torch.zeros_like(mean)
     top = mean.argmax(dim, keepdim=True)
-    is_other = torch.ones_like(mean).scatter(dim, top, 0.0)
-    shifted = mean - mean.gather(dim, top)
-    weight = torch.exp(shifted)
+    other = torch.ones_like(mean, dtype=torch.bool).scatter(dim, top, False)
+    shifted = (mean - mean.gather(dim, top)).clamp(min=-_FAR)
+    second = torch.where(other, shifted, -_FAR).amax(dim, keepdim=True)
+    far = torch.where(other, torch.exp(shifted), 0.0)
+    near = torch.exp(torch.where(other, shifted - second, -_FAR))
 
-    # Sums over j != k. That of the top class is summed afresh: as a difference it would be mostly rounding.
-    def others(term: Tensor) -> Tensor:
-        rest = (term * is_other).sum(dim, keepdim=True)
-        return torch.lerp(rest, (rest - term).clamp(min=0) + term.gather(dim, top), is_other)
+    def others(power: int, factor: Tensor) -> Tensor:
+        term = far**power * factor
+        rest = (term.sum(dim, keepdim=True) - term).clamp(min=0) + factor.gather(dim, top)
+        return torch.where(other, rest, (near**power * factor).sum(dim, keepdim=True))
 
-    total = others(weight).clamp(min=torch.finfo(mean.dtype).tiny)
-    square = others(weight * weight * variance) / total / total
-    shift = 0.5 * (others(weight * variance) / total - square)
-    certain = (shifted - torch.log(total)).clamp(-1e4, 1e4)
+    total = others(1, torch.ones_like(mean))
+    square = others(2, variance) / total / total
+    average = others(1, variance) / total
+    most = math.sqrt(2 * math.log(max(mean.shape[dim] - 1, 2))) * torch.sqrt(1 + average)
+    shift = torch.minimum(0.5 * (average - square), most)
+    certain = (shifted - torch.where(other, 0.0, second) - torch.log(total)).clamp(-_FAR, _FAR)
     return certain, certain - shift, variance + square

@@ -210,7 +210,7 @@ def gelu(input: Moments, approximate: str = "none") -> Moments:
 @elementwise(nn.GELU, source="mean in closed form, variance by quadrature", cases=[GRID])
 class GELU(ADFModule, nn.GELU):
     def forward(self, input: Moments) -> Moments:
-        return gelu(input, self.approximate)
+        return gelu(input, approximate=self.approximate)
 
 
 @elementwise(F.softplus, source="quadrature", cases=[GRID, case(Uncertain((4, 3)), 2.0)])

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adfify import precision
 from adfify.moments import Moments
 from adfify.nn.complex_parts import is_complex, product
 from adfify.nn.module import ADFModule
@@ -25,7 +26,8 @@ affine = partial(register, family="affine", exact=True, source=SOURCE)
 
 
 def _affine(op: Callable[..., Tensor], x: Moments, weight: Tensor, bias: Tensor | None, *args: Any) -> Moments:
-    return Moments(op(x.mean, weight, bias, *args), op(x.variance, weight.square(), None, *args))
+    mean = op(x.mean, weight, bias, *args)
+    return Moments(mean, precision.full(op, x.variance, precision.widened(weight).square(), None, *args))
 
 
 @affine(
@@ -34,6 +36,7 @@ def _affine(op: Callable[..., Tensor], x: Moments, weight: Tensor, bias: Tensor 
     complex=True,
     cases=[case(Uncertain((3, 5)), Certain((4, 5)), Certain((4,))), case(Uncertain((2, 3, 5)), Certain((4, 5)))],
 )
+@precision.by_itself
 def linear(input: Moments, weight: Tensor, bias: Tensor | None = None) -> Any:
     if is_complex(input):
         return product(linear, partial(F.linear, bias=bias), input, weight)
@@ -61,6 +64,7 @@ class Linear(ADFModule, nn.Linear):
         case(Uncertain((2, 4, 9)), Certain((3, 4, 3)), None, 1, 0, 2),
     ],
 )
+@precision.by_itself
 def conv1d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
@@ -76,6 +80,7 @@ def conv1d(
         case(Uncertain((2, 4, 7, 6)), Certain((3, 4, 3, 2)), None, 1, "same", 2),
     ],
 )
+@precision.by_itself
 def conv2d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
@@ -91,6 +96,7 @@ def conv2d(
         case(Uncertain((1, 2, 4, 5, 4)), Certain((4, 1, 2, 2, 2)), None, 1, 0, (1, 2, 2), 2),
     ],
 )
+@precision.by_itself
 def conv3d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
@@ -106,8 +112,7 @@ class _Convolution(ADFModule):
     _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def forward(self, input: Moments) -> Moments:
-        mean = self._conv_forward(input.mean, self.weight, self.bias)
-        return Moments(mean, self._conv_forward(input.variance, self.weight.square(), None))
+        return _affine(self._conv_forward, input, self.weight, self.bias)
 
 
 @affine(
@@ -160,6 +165,7 @@ class Conv3d(_Convolution, nn.Conv3d):
         case(Uncertain((2, 4, 5)), Certain((4, 2, 3)), None, 1, 0, 0, 2, 2),
     ],
 )
+@precision.by_itself
 def conv_transpose1d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
@@ -175,6 +181,7 @@ def conv_transpose1d(
         case(Uncertain((1, 2, 4, 3)), Certain((2, 3, 2, 2)), None, 2, 0, 1, 1, 2),
     ],
 )
+@precision.by_itself
 def conv_transpose2d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
@@ -192,6 +199,7 @@ def conv_transpose2d(
         case(Uncertain((1, 2, 3, 3, 2)), Certain((2, 3, 2, 2, 2)), None, 1, 0, 0, 2, 2),
     ],
 )
+@precision.by_itself
 def conv_transpose3d(
     input: Moments, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,

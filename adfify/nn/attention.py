@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from adfify import gaussian
-from adfify.moments import Moments
+from adfify.moments import Moments, held_in
 from adfify.nn.affine import linear
 from adfify.nn.module import ADFModule
 from adfify.nn.products import parts
 from adfify.nn.structural import both, cat
+from adfify.precision import wide
 from adfify.registry import Certain, Uncertain, case, register
 
 SOURCE = "scores as bilinear forms, the delta method with the moments of the softmax, see gaussian.attention"
@@ -39,6 +40,13 @@ _MASKED = -(2.0**125)
 """A score that weighs nothing, and that can be computed with, unlike minus infinity."""
 
 
+def _without_dropout(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, *args: Any,
+    **kwargs: Any,
+) -> Tensor:  # fmt: skip
+    return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, *args, **kwargs)
+
+
 @attention(
     F.scaled_dot_product_attention,
     cases=[
@@ -49,6 +57,7 @@ _MASKED = -(2.0**125)
         case(Certain((3, 4)), Certain((5, 4)), Uncertain((5, 3))),
     ],
 )
+@wide(_without_dropout)
 def scaled_dot_product_attention(
     query: Moments | Tensor,
     key: Moments | Tensor,
@@ -69,7 +78,7 @@ def scaled_dot_product_attention(
     if is_causal:
         bias = q.new_ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
     _, _, out = _attend(query, key, value, _finite(bias), attn_mask, scale)
-    return Moments(mean + out.mean.to(mean.dtype), out.variance.to(mean.dtype))
+    return Moments(mean + out.mean.to(mean.dtype), held_in(out.variance, mean.dtype))
 
 
 def _attend(
@@ -113,6 +122,17 @@ def _each_head_for(query: Moments | Tensor, x: Moments | Tensor) -> Moments | Te
     return torch.repeat_interleave(x, times, -3)
 
 
+_DROPOUT_P = 10  # its place among the arguments of F.multi_head_attention_forward
+
+
+def _heads_without_dropout(*args: Any, **kwargs: Any) -> Any:
+    if "dropout_p" in kwargs:
+        kwargs["dropout_p"] = 0.0
+    else:
+        args = (*args[:_DROPOUT_P], 0.0, *args[_DROPOUT_P + 1 :])
+    return F.multi_head_attention_forward(*args, **kwargs)
+
+
 @multi_head(
     F.multi_head_attention_forward,
     only={"static_k": None, "static_v": None},
@@ -128,6 +148,7 @@ def _each_head_for(query: Moments | Tensor, x: Moments | Tensor) -> Moments | Te
         ),
     ],
 )  # fmt: skip
+@wide(_heads_without_dropout)
 def multi_head_attention_forward(
     query: Moments | Tensor, key: Moments | Tensor, value: Moments | Tensor, embed_dim_to_check: int, num_heads: int,
     in_proj_weight: Tensor | None, in_proj_bias: Tensor | None, bias_k: Tensor | None, bias_v: Tensor | None,
@@ -160,7 +181,7 @@ def multi_head_attention_forward(
     out = linear(both(lambda x: x.permute(2, 0, 1, 3).flatten(2), heads), gaussian.widened(out_proj_weight))
     if mean.dim() == 2:
         out = both(torch.squeeze, out, 1)
-    result = Moments(mean + out.mean.to(mean.dtype), out.variance.to(mean.dtype))
+    result = Moments(mean + out.mean.to(mean.dtype), held_in(out.variance, mean.dtype))
     return result, None if weights is None else _weights(weights, shift, weight_variance, average_attn_weights)
 
 
@@ -204,7 +225,7 @@ def _weights(mean: Tensor, shift: Tensor, variance: Tensor | None, average: bool
     variance = torch.zeros_like(shift) if variance is None else variance
     if average:
         shift, variance = shift.mean(1), variance.mean(1) / heads
-    return Moments(mean + shift.reshape(mean.shape).to(mean.dtype), variance.reshape(mean.shape).to(mean.dtype))
+    return Moments(mean + shift.reshape(mean.shape).to(mean.dtype), held_in(variance.reshape(mean.shape), mean.dtype))
 
 
 @register(

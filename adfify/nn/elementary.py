@@ -28,13 +28,13 @@ WHOLE = "whole powers and exponentials in closed form; others by quadrature over
 _LARGEST = 32  # a whole power beyond it is taken over x > 0
 
 
+@elementwise("pow", "pow_", source=WHOLE, cases=[case(Uncertain((4, 3)), 3.0)])
 @elementwise(
     torch.pow,
     operator.pow,
     source=WHOLE,
     cases=[case(Uncertain((4, 3)), 2), case(Uncertain((4, 3)), 1), case(1.5, Uncertain((4, 3)))],
 )
-@elementwise("pow", "pow_", source=WHOLE, cases=[case(Uncertain((4, 3)), 3.0)])
 def power(input: Moments | Tensor | float, exponent: Moments | Tensor | float) -> Moments:
     if isinstance(exponent, Moments):
         if isinstance(input, Moments):

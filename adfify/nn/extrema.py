@@ -25,6 +25,7 @@ from adfify.nn.layer_norm import dimensions
 from adfify.nn.max_pooling import lowest
 from adfify.nn.module import ADFModule
 from adfify.nn.structural import SOURCE
+from adfify.precision import wide
 from adfify.registry import Certain, Uncertain, case, register
 
 MANY = "distribution function of the maximum, by quadrature (David & Nagaraja 2003, section 3.1)"
@@ -130,9 +131,14 @@ def min(input: Moments | Tensor, dim: Any = None, keepdim: bool = False, *, othe
 adaptive = partial(extremum, only={"return_indices": False})
 
 
-def _adaptive_max_pool(dims: int, x: Moments, output_size: Any) -> Moments:
+def _original(dims: int, x: Tensor, output_size: Any) -> Tensor:
     pool = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[dims - 1]
-    certain: Tensor = pool(x.mean, output_size)
+    return pool(x, output_size)  # type: ignore[no-any-return]
+
+
+@wide(_original)
+def _adaptive_max_pool(dims: int, x: Moments, output_size: Any) -> Moments:
+    certain = _original(dims, x.mean, output_size)
     mean, variance = x
     for axis in range(-dims, 0):
         # Bin i of n over a length L runs from floor(i L / n) to ceil((i + 1) L / n); shorter ones are filled up.

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from adfify.errors import InputError
 from adfify.gaussian import statistics
-from adfify.moments import Moments
+from adfify import precision
+from adfify.moments import Moments, held_in
 from adfify.nn import normalization
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
@@ -30,8 +31,8 @@ normalized = partial(register, family="normalization", source=SOURCE, tolerance=
 def added(mean: Tensor, shift: Tensor, variance: Tensor, weight: Tensor | None = None) -> Moments:
     """The original's own mean, what uncertainty adds to it, and the variance, both still to be scaled by the weight."""
     if weight is not None:
-        shift, variance = shift * weight, variance * weight.square()
-    return Moments(mean + shift.to(mean.dtype), variance.to(mean.dtype))
+        shift, variance = shift * weight, variance * precision.widened(weight).square()
+    return Moments(mean + shift.to(mean.dtype), held_in(variance, mean.dtype))
 
 
 def _last(normalized_shape: Sequence[int]) -> tuple[int, ...]:
@@ -110,6 +111,7 @@ class GroupNorm(ADFModule, nn.GroupNorm):
         ),
     ],
 )  # fmt: skip
+@precision.by_itself  # it writes into the running statistics
 def instance_norm(
     input: Moments, running_mean: Tensor | None = None, running_var: Tensor | None = None,
     weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1,
@@ -124,7 +126,7 @@ def instance_norm(
     dim = tuple(range(2, mean.dim()))
     if running_mean is not None and running_var is not None:
         count = input.mean[0, 0].numel()
-        noisy = input.mean.var(dim, correction=0) + input.variance.mean(dim)
+        noisy = precision.widened(input.mean).var(dim, correction=0) + input.variance.mean(dim)
         with torch.no_grad():
             running_mean.lerp_(input.mean.mean((0, *dim)).to(running_mean.dtype), momentum)
             running_var.lerp_((noisy.mean(0) * (count / max(count - 1, 1))).to(running_var.dtype), momentum)
@@ -138,6 +140,7 @@ def instance_norm(
     torch.ops.aten.instance_norm.default,
     cases=[case(Uncertain((2, 3, 12)), Certain((3,)), Certain((3,)), None, None, True, 0.1, 1e-5, False)],
 )
+@precision.by_itself
 def aten_instance_norm(
     input: Moments, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
     running_var: Tensor | None, use_input_stats: bool, momentum: float, eps: float, cudnn_enabled: bool,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adfify import gaussian
 from adfify.moments import Moments
 from adfify.nn.module import ADFModule, per_dimension
+from adfify.precision import wide
 from adfify.registry import Uncertain, case, register
 
 SOURCE = "Clark 1961, equations 2-3, pairwise in a balanced tree"
@@ -43,6 +44,12 @@ def maximum_of(values: Sequence[Moments]) -> Moments:
     return values[0]
 
 
+def _original(dims: int, x: Tensor, *window: Any) -> Tensor:
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dims - 1]
+    return pool(x, *window)  # type: ignore[no-any-return]
+
+
+@wide(_original)
 def _max_pool(
     dims: int, x: Moments, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
 ) -> Moments:

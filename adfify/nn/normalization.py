@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adfify.errors import InputError
+from adfify import precision
 from adfify.moments import Moments, lift
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
@@ -30,6 +31,7 @@ normalization = partial(register, family="normalization", exact=True, source=SOU
         case(Uncertain((3, 4)), Certain((4,)), Certain((4,), positive=True), eps=1e-3),
     ],
 )
+@precision.by_itself  # it writes into the running statistics
 def batch_norm(
     input: Moments, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
@@ -58,7 +60,7 @@ def batch_norm(
     mean = (input.mean - batch_mean.reshape(along)) * scale.reshape(along)
     if bias is not None:
         mean = mean + bias.reshape(along)
-    return Moments(mean, input.variance * scale.square().reshape(along))
+    return Moments(mean.to(input.mean.dtype), input.variance * scale.square().reshape(along))
 
 
 @normalization(
@@ -70,6 +72,7 @@ def batch_norm(
         )
     ],
 )  # fmt: skip
+@precision.by_itself
 def aten_batch_norm(
     input: Moments,
     weight: Tensor | None,
@@ -111,14 +114,15 @@ def functional_batch_norm(
 
 def _batch_statistics(x: Moments) -> tuple[Tensor, Tensor]:
     dims = [d for d in range(x.mean.dim()) if d != 1]
-    return x.mean.mean(dims), x.mean.var(dims, correction=0) + x.variance.mean(dims)
+    mean = precision.widened(x.mean)
+    return mean.mean(dims), mean.var(dims, correction=0) + x.variance.mean(dims)
 
 
 def _gain(variance: Tensor, weight: Tensor | None, eps: float, dim: int) -> Tensor:
     """What a variance is multiplied by: weight^2 / (variance + eps), laid out along dimension 1."""
-    gain = (variance + eps).reciprocal()
+    gain = (precision.widened(variance) + eps).reciprocal()
     if weight is not None:
-        gain = gain * weight.square()
+        gain = gain * precision.widened(weight).square()
     return gain.reshape(1, -1, *[1] * (dim - 2))
 
 

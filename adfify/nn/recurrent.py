@@ -16,6 +16,7 @@ from adfify.nn import recurrent_steps as steps
 from adfify.nn.module import ADFModule
 from adfify.nn.products import parts
 from adfify.nn.structural import both
+from adfify.precision import wide
 from adfify.registry import Certain, Uncertain, case, register
 
 SOURCE = "the steps composed: linear maps, sigmoid and tanh by quadrature, products (Goodman 1960, equation 2)"
@@ -30,6 +31,15 @@ recurrent = partial(register, family="arithmetic", source=SOURCE, tolerance=2.0)
 # As torch.export has them
 
 
+def _in_eval(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """A sequence without the dropout between its layers."""
+
+    def call(input: Any, hx: Any, params: Any, has_biases: bool, num_layers: int, *args: Any) -> Any:
+        return operation(input, hx, params, has_biases, num_layers, 0.0, False, *args[2:])
+
+    return call
+
+
 def _aten_case(gates: int, hx: Any) -> Any:
     rows = 2 * gates
     params = [Certain((rows, 3)), Certain((rows, 2)), Certain((rows,)), Certain((rows,))]
@@ -38,6 +48,7 @@ def _aten_case(gates: int, hx: Any) -> Any:
 
 # Not torch.lstm, which is also the overload for packed sequences, with other arguments.
 @recurrent(torch.ops.aten.lstm.input, cases=[_aten_case(4, [Uncertain((1, 2, 2)), Uncertain((1, 2, 2))])])
+@wide(_in_eval(torch.lstm))
 def lstm(
     input: Moments | Tensor,
     hx: Sequence[Moments | Tensor],
@@ -55,6 +66,7 @@ def lstm(
 
 
 @recurrent(torch.ops.aten.gru.input, cases=[_aten_case(3, Certain((1, 2, 2)))])
+@wide(_in_eval(torch.gru))
 def gru(
     input: Moments | Tensor,
     hx: Moments | Tensor,
@@ -72,6 +84,7 @@ def gru(
 
 
 @recurrent(torch.ops.aten.rnn_tanh.input, cases=[_aten_case(1, Certain((1, 2, 2)))])
+@wide(_in_eval(torch.rnn_tanh))
 def rnn_tanh(
     input: Moments | Tensor,
     hx: Moments | Tensor,
@@ -89,6 +102,7 @@ def rnn_tanh(
 
 
 @recurrent(torch.ops.aten.rnn_relu.input, cases=[_aten_case(1, Certain((1, 2, 2)))])
+@wide(_in_eval(torch.rnn_relu))
 def rnn_relu(
     input: Moments | Tensor,
     hx: Moments | Tensor,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adfify.errors import InputError
-from adfify.moments import ComplexMoments, Moments, lift
+from adfify.moments import ComplexMoments, Moments, lift, variance_dtype
 from adfify.nn.complex_parts import each_part, with_mean
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
@@ -162,7 +162,7 @@ def to(input: Moments, *args: Any, **kwargs: Any) -> Moments:
 
 
 def cast(op: Callable[..., Tensor], x: Moments | ComplexMoments, *args: Any, **kwargs: Any) -> Any:
-    """A cast, which has to be to a floating-point dtype, or to a complex one."""
+    """A cast, which has to be to a floating-point dtype, or to a complex one; a variance is float32 at least."""
     mean = op(x.mean, *args, **kwargs)
     if mean.is_complex():
         real, imag = (x.real, x.imag) if isinstance(x, ComplexMoments) else (x, None)
@@ -176,7 +176,7 @@ def cast(op: Callable[..., Tensor], x: Moments | ComplexMoments, *args: Any, **k
             f"an uncertain value is cast to {mean.dtype} here; whole numbers have no variance. Take what needs them "
             "from a certain input, or register a rule for the function that does."
         )
-    return Moments(mean, op(x.variance, *args, **kwargs))
+    return Moments(mean, x.variance.to(mean.device, variance_dtype(mean.dtype)))
 
 
 @structural("type_as", cases=[case(Uncertain((2, 3)), Certain((2,)))])

@@ -19,6 +19,7 @@ from adfify.moments import Moments
 from adfify.nn import normalization
 from adfify.nn.layer_norm import added, along_channels, normalized
 from adfify.nn.module import ADFModule
+from adfify.precision import widened
 from adfify.registry import Certain, Uncertain, case, register
 
 
@@ -89,8 +90,8 @@ class GlobalResponseNorm(ADFModule, grn.GlobalResponseNorm):
 
     def forward(self, x: Moments) -> Moments:
         mean = super().forward(x.mean)  # type: ignore[no-untyped-call]
-        weight = self.weight.view(self.wb_shape)
-        shift, variance = _respond(x.mean, x.variance, weight, self.spatial_dim, self.channel_dim, self.eps)
+        weight = widened(self.weight).view(self.wb_shape)
+        shift, variance = _respond(widened(x.mean), x.variance, weight, self.spatial_dim, self.channel_dim, self.eps)
         return added(mean, shift, variance)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adfify.errors import InputError
-from adfify.moments import Moments, lift
+from adfify.moments import Moments, lift, variance_dtype
 from adfify.nn.complex_parts import each_part, is_complex
 from adfify.nn.resampling import laid_out_like
 from adfify.registry import Certain, Uncertain, case, register
@@ -59,7 +59,8 @@ def _mean(x: Moments | Tensor | float) -> Any:
 
 
 def _variance(x: Moments | Tensor | float, like: Tensor) -> Tensor:
-    return x.variance.to(like.dtype) if isinstance(x, Moments) else like.new_zeros(())
+    dtype = variance_dtype(like.dtype)
+    return x.variance.to(dtype) if isinstance(x, Moments) else like.new_zeros((), dtype=dtype)
 
 
 @written(
@@ -111,7 +112,8 @@ def copied(input: Moments | Tensor, src: Moments | Tensor, non_blocking: bool = 
 @each_part()
 def _copied(input: Moments | Tensor, src: Moments | Tensor) -> Moments:
     new, like = lift(src), input.mean if isinstance(input, Moments) else input
-    return Moments(*[laid_out_like(part.to(like).expand_as(like), like) for part in new])
+    parts = new.mean.to(like), new.variance.to(like.device, variance_dtype(like.dtype))
+    return Moments(*[laid_out_like(part.expand_as(like), like) for part in parts])
 
 
 @written(torch.fill, "fill_", cases=[case(Uncertain((2, 3)), 2.5)])
