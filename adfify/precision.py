@@ -104,6 +104,11 @@ def _joined(result: Any, base: Any, exact: Any) -> Any:
     if isinstance(result, Moments) and isinstance(base, Tensor):
         mean = base if exact is None else _corrected(result.mean, base, exact)
         return Moments(mean, held_in(result.variance, mean.dtype))
+    if isinstance(result, ComplexMoments) and isinstance(base, Tensor):
+        return ComplexMoments(
+            _joined(result.real, base.real, None if exact is None else exact.real),
+            _joined(result.imag, base.imag, None if exact is None else exact.imag),
+        )
     if isinstance(result, (tuple, list)) and isinstance(base, (tuple, list)):
         parts = (None,) * len(base) if exact is None else exact
         joined = [_joined(*each) for each in zip(result, base, parts, strict=False)]
@@ -112,7 +117,7 @@ def _joined(result: Any, base: Any, exact: Any) -> Any:
 
 
 def _corrected(mean: Tensor, base: Tensor, exact: Tensor) -> Tensor:
-    """The mean, less by how much the original in its own dtype is off: exactly ``base`` where nothing is added to it."""
+    """The mean, with the rounding of the original in its own dtype: ``base`` where uncertainty adds nothing."""
     rounding = (base.to(mean.dtype) - exact).detach()
     return (mean + torch.where(rounding.isfinite(), rounding, 0.0)).to(base.dtype)
 

@@ -51,10 +51,10 @@ def log_softmax(mean: Tensor, variance: Tensor, dim: int = -1) -> Pair:
 
 
 # Note [Sums over the others]
-#   A sum of exp(x_j) over j != k is taken relative to the largest of its own terms, which is the top class for all k but
-#   the top class itself, and for that one the second: so no sum is below 1, however far the top class leads, and no
-#   power of one underflows or sends an infinity into the gradients. The sum of the top class is summed afresh: as a
-#   difference it would be mostly rounding.
+#   A sum of exp(x_j) over j != k is taken relative to the largest of its own terms: that is the top class, and for the
+#   top class itself the second. So no sum is below 1, however far the top class leads, and no power of one underflows
+#   or sends an infinity into the gradients. The sum of the top class is summed afresh: as a difference it would be
+#   mostly rounding.
 _FAR = 1e6  # beyond which a logit, or a margin, is held: further than any noise reaches
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adfify.errors import InputError
 from adfify.gaussian import statistics
-from adfify.moments import ComplexMoments, Moments, lift
+from adfify.moments import ComplexMoments, Moments, held_in, lift
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -110,7 +110,7 @@ def with_mean(mean: Tensor, real_variance: Tensor | None, imag_variance: Tensor 
     """A complex mean with the variances of its parts, 0 where there is none."""
     parts = (mean.real, real_variance), (mean.imag, imag_variance)
     return ComplexMoments(*[
-        lift(m) if v is None else Moments(m, v.to(m.dtype).expand(m.shape)) for m, v in parts
+        lift(m) if v is None else Moments(m, held_in(v, m.dtype).expand(m.shape)) for m, v in parts
     ])  # fmt: skip
 
 

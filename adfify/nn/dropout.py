@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adfify import gaussian
 from adfify.moments import Moments
 from adfify.nn.module import ADFModule
+from adfify.precision import wide
 from adfify.registry import RULES, Case, Rule, Rules, Target, Uncertain, case, register
 
 SAMPLED = Rules(RULES)
@@ -93,6 +94,7 @@ def stochastic_depth_draw(x: Moments, p: float, shared_from: int, rescale: bool)
     return masked(x, mask if rescale else mask * (1 - p))
 
 
+@wide(None)
 def analytic(x: Moments, p: float) -> Moments:
     """The mask as an independent random factor; at p = 1 the result is certainly 0."""
     if p >= 1:

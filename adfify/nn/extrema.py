@@ -133,7 +133,7 @@ adaptive = partial(extremum, only={"return_indices": False})
 
 def _original(dims: int, x: Tensor, output_size: Any) -> Tensor:
     pool = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[dims - 1]
-    return pool(x, output_size)  # type: ignore[no-any-return]
+    return pool(x, output_size)
 
 
 @wide(_original)

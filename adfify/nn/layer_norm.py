@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adfify import precision
 from adfify.errors import InputError
 from adfify.gaussian import statistics
-from adfify import precision
 from adfify.moments import Moments, held_in
 from adfify.nn import normalization
 from adfify.nn.module import ADFModule

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adfify.errors import InputError
 from adfify import precision
+from adfify.errors import InputError
 from adfify.moments import Moments, lift
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
