@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from adfify import graph, tracing
+from adfify import call_signature, graph, tracing
 from adfify.errors import ModelError
 from adfify.graph import Plan
-from adfify.moments import Moments, checked_variance
+from adfify.moments import checked_variance
 from adfify.network import ADFNetwork
 from adfify.nn import dropout as dropout_rules
 from adfify.registry import RULES, Rules
@@ -17,8 +18,9 @@ from adfify.registry import RULES, Rules
 
 def adfify(
     model: nn.Module,
-    example_inputs: Tensor | Moments | tuple[Any, ...] | None = None,
+    example_inputs: Any = None,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     noise_variance: float = 1e-3,
     min_variance: float = 0.0,
     rules: Rules = RULES,
@@ -33,9 +35,11 @@ def adfify(
     Args:
         model: any module that torch.fx, or else torch.export, can trace; it is left untouched. DataParallel,
             DistributedDataParallel and torch.compile wrappers are taken off.
-        example_inputs: what the model would be called with, one tensor or a tuple. Needed if some inputs are
-            integers (they are certain) or optional, and where torch.export has to run the model and its
-            configuration (timm's, torchvision's) does not say what on.
+        example_inputs: what the model would be called with, by position: one input, or a tuple of several. Needed if
+            some inputs are integers (they are certain), optional, or lists, tuples, dictionaries or dataclasses of
+            tensors, and where torch.export has to run the model and its configuration (timm's, torchvision's) does
+            not say what on. Whatever is no tensor in it (None, a flag, a length) the network is made for.
+        example_kwargs: likewise, by keyword.
         noise_variance: variance of every element of an input given as a plain tensor, in squared units
             of that tensor (of the *normalised* pixels, where the model takes those).
         min_variance: lower bound of the variance after every operation that computes one; with
@@ -61,14 +65,18 @@ def adfify(
     checked_variance("noise_variance", noise_variance)
     checked_variance("min_variance", min_variance)
     return graph.apply(
-        inspect(model, example_inputs, rules=rules, dropout=dropout), noise_variance, min_variance, share_weights
+        inspect(model, example_inputs, example_kwargs=example_kwargs, rules=rules, dropout=dropout),
+        noise_variance,
+        min_variance,
+        share_weights,
     )
 
 
 def inspect(
     model: nn.Module,
-    example_inputs: Tensor | Moments | tuple[Any, ...] | None = None,
+    example_inputs: Any = None,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     rules: Rules = RULES,
     dropout: str = "off",
 ) -> Plan:
@@ -76,23 +84,29 @@ def inspect(
 
     Arguments and errors are those of :func:`adfify`, but missing operations do not raise: see ``plan.missing``.
     """
-    if isinstance(example_inputs, (Tensor, Moments)):
-        example_inputs = (example_inputs,)
-    if not isinstance(example_inputs, (tuple, list, type(None))):
-        raise TypeError(f"example_inputs={example_inputs!r:.60}; give a tensor, or a tuple of what the model takes.")
+    args = _checked_examples(example_inputs)
+    kwargs = dict(example_kwargs or {})
     if not isinstance(rules, Rules):
         raise TypeError(f"rules={rules!r:.60}; give a table of rules, such as adfify.published.RULES.")
     if isinstance(model, ADFNetwork):
         raise ModelError(f"{type(model).__name__} is an ADF network already; convert the model it was made from.")
     in_force = _with_dropout(rules, dropout)
-    inputs = tuple(example_inputs) if example_inputs else None
-    plan = graph.plan(tracing.trace(model, inputs, in_force), in_force)
-    return _by_other_engine(plan, inputs, in_force) if plan.missing else plan
+    plan = graph.plan(tracing.trace(model, args, kwargs, in_force), in_force)
+    return _by_other_engine(plan, args, kwargs, in_force) if plan.missing else plan
 
 
-def _by_other_engine(plan: Plan, inputs: tuple[Any, ...] | None, rules: Rules) -> Plan:
+def _checked_examples(example_inputs: Any) -> tuple[Any, ...] | None:
+    if example_inputs is None:
+        return None
+    args = call_signature.positional(example_inputs)
+    if not isinstance(example_inputs, (tuple, list)) and not call_signature.has_tensors(example_inputs):
+        raise TypeError(f"example_inputs={example_inputs!r:.60}; give a tensor, or a tuple of what the model takes.")
+    return args
+
+
+def _by_other_engine(plan: Plan, args: tuple[Any, ...] | None, kwargs: Mapping[str, Any], rules: Rules) -> Plan:
     """What torch.fx finds no rule for, a function of a library say, torch.export may take apart into what has one."""
-    traced = tracing.exported(plan.traced.root, inputs) if plan.traced.engine == "torch.fx" else None
+    traced = tracing.exported(plan.traced.root, args, kwargs) if plan.traced.engine == "torch.fx" else None
     other = graph.plan(traced, rules) if traced is not None else plan
     return plan if other.missing else other
 

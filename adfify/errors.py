@@ -14,6 +14,30 @@ class InputError(AdfifyError, ValueError):
     """A value given to an ADF network or module can't be propagated (shape, dtype, sign, NaN)."""
 
 
+class RuleError(AdfifyError):
+    """A rule fails on inputs that the original operation takes: the rule is wrong, and not the input.
+
+    Attributes:
+        node: the operation's name in the graph.
+        op: the operation as the user knows it.
+        rule: dotted name of the function or class that failed.
+        location: ``file:line`` in the model's own source, or ``""`` where it is not known.
+        said: the error that was raised in it.
+    """
+
+    def __init__(self, node: str, op: str, rule: str, location: str, said: str) -> None:
+        self.node, self.op, self.rule, self.location, self.said = node, op, rule, location, said
+        at = f" ({location})" if location else ""
+        super().__init__(
+            f"the rule {rule or 'of it'} for {op}, at '{node}'{at}, failed with {said}\n"
+            "The original operation takes these inputs, so the rule is wrong: mend it if it is yours "
+            "(adfify.register), and report it if it is adfify's."
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+        return type(self), (self.node, self.op, self.rule, self.location, self.said)
+
+
 class ModelError(AdfifyError):
     """The model can't be converted for a reason other than a missing rule: hooks, parametrizations, tracing."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import operator
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,7 +17,9 @@ from torch.fx.experimental import _config as symbolic_shapes
 from torch.utils import _pytree as pytree
 
 from adfify import sizes
+from adfify.call_signature import CallSignature
 from adfify.errors import ModelError
+from adfify.locations import shortened, stopped_at
 from adfify.moments import Moments, is_moments
 
 # Assertions about the example inputs, which torch.export adds and the original does not have.
@@ -23,7 +27,7 @@ _CHECKS = (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_co
 
 
 def export(
-    root: nn.Module, example_inputs: tuple[Any, ...], reason: str, sizes_vary: bool = True
+    root: nn.Module, signature: CallSignature, tensors: tuple[Any, ...], reason: str, sizes_vary: bool = True
 ) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The graph of a model in aten operations, and the tensors that it made itself.
 
@@ -31,7 +35,8 @@ def export(
 
     Args:
         root: the model.
-        example_inputs: positional inputs, plain tensors or Moments.
+        signature: what it is called with.
+        tensors: of the example, plain ones or Moments, in the order of the signature's leaves.
         reason: why symbolic tracing gave up, for the error.
         sizes_vary: whether the model may take inputs of another size; if not, only the batch's is symbolic, and
             tracing takes a fraction of the time.
@@ -43,22 +48,42 @@ def export(
         raise ModelError(
             f"{reason}\ntorch.export would fix {type(root).__name__} in training mode; call model.eval() first."
         )
-    plain = pytree.tree_map(lambda x: x.mean if isinstance(x, Moments) else x, example_inputs, is_leaf=is_moments)
+    plain = pytree.tree_map(lambda x: x.mean if isinstance(x, Moments) else x, tensors, is_leaf=is_moments)
     try:
-        with _in_silence():
+        with _in_silence(), _called_flat(root, signature):
             program = _exported(root, plain, sizes_vary)
             guards = list(getattr(program, "_guards_code", ()))
     except Exception as error:
         raise ModelError(
-            f"{reason}\ntorch.export gave up too: {type(error).__name__}: {_first_lines(error)}"
+            f"{reason}\ntorch.export gave up too{stopped_at(error)}: {type(error).__name__}: {shortened(error)}"
         ) from error
     if _writes_through_views(program.graph):
         # Functionalised, every write is an operation with a result; dropout, the identity here, goes with it.
         program = program.run_decompositions({})
     module = program.module(check_guards=False)
     graph = _cleaned(module, program.call_spec.out_spec)
-    _checked(graph, program, list(inspect.signature(root.forward).parameters), guards)
+    _checked(graph, program, [leaf.name for leaf in signature.leaves], guards)
     return graph, _constants(module, graph, root)
+
+
+@contextmanager
+def _called_flat(root: nn.Module, signature: CallSignature) -> Iterator[None]:
+    """Within it the model's forward takes the tensors among its inputs, one after the other."""
+    own, kind = root.__dict__.get("forward"), inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward = root.forward
+
+    def flat(*tensors: Tensor) -> Any:
+        args, kwargs = signature.call(tensors)
+        return forward(*args, **kwargs)
+
+    flat.__signature__ = inspect.Signature([inspect.Parameter(leaf.name, kind) for leaf in signature.leaves])  # type: ignore[attr-defined]
+    root.__dict__["forward"] = flat
+    try:
+        yield
+    finally:
+        del root.__dict__["forward"]
+        if own is not None:
+            root.__dict__["forward"] = own
 
 
 _TRAINED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)
@@ -73,13 +98,28 @@ def _depends_on_training(module: nn.Module) -> bool:
 
 @contextmanager
 def _in_silence() -> Iterator[None]:
-    """What torch.export logs of a failure, whole graphs, is in the error that it raises."""
-    before = logging.root.manager.disable
+    """What torch.export logs, warns of and prints of a failure, whole graphs, is in the error that it raises."""
+    before, stream = logging.root.manager.disable, sys.stderr
     logging.disable(logging.WARNING)
+    sys.stderr = _OfOtherThreads(stream)
     try:
         yield
     finally:
+        sys.stderr = stream
         logging.disable(before)
+
+
+class _OfOtherThreads:
+    """A stream that takes what other threads write, and drops what this one does."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._mine = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._mine else int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 # Note [Sizes that are not worth their price]
@@ -124,10 +164,6 @@ def _dynamic(inputs: tuple[Any, ...], free: Callable[[Tensor], list[int]]) -> An
         return dict.fromkeys(free(value), torch.export.Dim.AUTO) if isinstance(value, Tensor) else None
 
     return pytree.tree_map(sizes, inputs)
-
-
-def _first_lines(error: Exception) -> str:
-    return "\n".join(str(error).splitlines()[:6])
 
 
 def _writes_through_views(graph: fx.Graph) -> bool:

@@ -96,7 +96,7 @@ class _Plain(nn.Module):
         ]
         return pytree.tree_map(
             lambda leaf: (leaf.mean, leaf.variance) if isinstance(leaf, Moments) else leaf,
-            self.network(*args),
+            self.network.of_leaves(*args),
             is_leaf=is_moments,
         )
 
@@ -201,7 +201,7 @@ def _draws(program: ExportedProgram) -> bool:
 
 def _structure(network: ADFNetwork, values: list[Any]) -> tuple[str, list[bool]]:
     with torch.no_grad():
-        leaves, spec = pytree.tree_flatten(network(*values), is_leaf=is_moments)
+        leaves, spec = pytree.tree_flatten(network.of_leaves(*values), is_leaf=is_moments)
     try:
         return pytree.treespec_dumps(spec), [isinstance(leaf, Moments) for leaf in leaves]
     except NotImplementedError as error:

@@ -15,16 +15,16 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import fx, nn
 
-from adfify import complex_kinds, composition, inplace, sizes, tracing
+from adfify import complex_kinds, composition, inplace, locations, sizes, tracing
 from adfify.composition import OfOneVariable
 from adfify.errors import MissingOp, UnsupportedOpsError
 from adfify.inplace import target_of
 from adfify.moments import as_moments, lift
-from adfify.network import ADFNetwork
+from adfify.network import WHOLE, ADFNetwork
 from adfify.nn.dropout import mask_rule
 from adfify.original import Operation, Origin, identity, of_node
 from adfify.registry import Rule, Rules, target_name
-from adfify.skeleton import CONTAINERS, Skeleton
+from adfify.skeleton import CONTAINERS, Skeleton, holding
 
 Action = Literal["input", "convert", "lift", "build", "keep", "missing", "output"]
 
@@ -86,7 +86,7 @@ class Plan:
                 "node": step.node.name,
                 "action": step.action,
                 "op": step.op,
-                "path": step.node.target if step.node.op == "call_module" else tracing.module_path(step.node),
+                "path": step.node.target if step.node.op == "call_module" else locations.module_path(step.node),
                 "rule": step.rule.name if step.rule else None,
                 "exact": step.rule.exact if step.rule else None,
                 "missing": [str(op) for op in step.missing],
@@ -208,7 +208,9 @@ def apply(plan: Plan, noise_variance: float, min_variance: float, share_weights:
     kept = {module for module, step in called if step.action == "keep"}
     root = Skeleton(plan.rules, converted, kept, share_weights).mirror(plan.traced)
     graph = _rewrite(plan, min_variance)
-    return ADFNetwork(root, graph, plan.model, noise_variance, plan.records())
+    if id(plan.traced.root) in {*converted, *kept}:
+        root = holding(root)
+    return ADFNetwork(root, graph, plan.model, noise_variance, plan.records(), plan.traced.signature)
 
 
 def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
@@ -256,8 +258,10 @@ def _emit(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node], root: nn.Mod
     if step.action != "convert" or step.rule is None or node.op == "call_module":
         new = graph.node_copy(node, env.__getitem__)
         new.target = inplace.KEPT.get(node.target, node.target)
-        if node.op == "call_module" and step.rule is not None:
-            new.meta = {**new.meta, **_origin(step, root, None)}
+        if node.op == "call_module":
+            new.target = node.target or WHOLE
+            if step.rule is not None:
+                new.meta = {**new.meta, **_origin(step, root, None)}
         return new
     args, kwargs = fx.map_arg((_call_args(node), node.kwargs), env.__getitem__)
     new = graph.create_node("call_function", step.rule.apply, tuple(args), dict(kwargs), name=node.name)
@@ -331,8 +335,8 @@ def _call_args(node: fx.Node) -> tuple[Any, ...]:
 
 
 def _missing(node: fx.Node, op: str, reason: str) -> MissingOp:
-    path = str(node.target) if node.op == "call_module" else tracing.module_path(node)
-    return MissingOp(op, path, tracing.source_line(node), reason)
+    path = str(node.target) if node.op == "call_module" else locations.module_path(node)
+    return MissingOp(op, path, locations.source_line(node), reason)
 
 
 def _missing_children(node: fx.Node, module: nn.Module, rule: Rule, rules: Rules) -> Iterator[MissingOp]:
@@ -346,7 +350,7 @@ def _missing_below(node: fx.Node, module: nn.Module, above: str, rules: Rules) -
         op, path = target_name(type(child)), f"{above}.{name}"
         found = rules.find(type(child))
         if found is None and type(child) not in CONTAINERS:
-            yield MissingOp(op, path, tracing.source_line(node), "there is no rule for it")
+            yield MissingOp(op, path, locations.source_line(node), "there is no rule for it")
         elif found is None or getattr(found.apply, "converts_children", False):
             yield from _missing_below(node, child, path, rules)
 

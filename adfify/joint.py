@@ -115,7 +115,7 @@ class Question:
     def one_pass(self) -> Moments:
         """The ADF network's own moments of that output, ``[N, M]``, in the user's precision."""
         with torch.no_grad(), torch.autocast(*self.precision):
-            outputs = self.network(*self.inputs)
+            outputs = self.network.of_leaves(*self.inputs)
         parts = (
             pytree.tree_map_only(Moments, part, outputs, is_leaf=is_moments)
             for part in (lambda x: x.mean, lambda x: x.variance)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from adfify.errors import AdfifyError, InputError, ModelError
-from adfify.moments import JointMoments, Moments, checked_variance, is_moments
+from adfify import call_signature
+from adfify.call_signature import CallSignature
+from adfify.errors import AdfifyError, ModelError
+from adfify.failures import blame, refused
+from adfify.moments import JointMoments, checked_variance
 
 # Note [Its own copy and pickle]
 # A torch.fx.GraphModule keeps only what its graph refers to, and is pickled as source code that is traced anew when
@@ -35,13 +36,21 @@ class ADFNetwork(fx.GraphModule):
     Attributes:
         noise_variance: variance of every element of a plain input tensor, in squared units of the input.
         plan: what became of each operation, as plain data.
+        signature: what it is called with: see Note [Inputs in the structure of the model's own call].
     """
 
     noise_variance: float
     plan: list[dict[str, Any]]
+    signature: CallSignature
 
     def __init__(
-        self, root: nn.Module, graph: fx.Graph, name: str, noise_variance: float, plan: list[dict[str, Any]]
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        name: str,
+        noise_variance: float,
+        plan: list[dict[str, Any]],
+        signature: CallSignature,
     ) -> None:
         _refuse_reserved_names(root, name)
         root.noise_variance = noise_variance  # type: ignore[assignment]
@@ -49,6 +58,7 @@ class ADFNetwork(fx.GraphModule):
         self._adopt(root)
         self.noise_variance = noise_variance
         self.plan = plan
+        self.signature = signature
         self._name = name
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -60,6 +70,8 @@ class ADFNetwork(fx.GraphModule):
         """Take over a whole tree of modules, in its order."""
         for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"):
             self.__dict__[table] = root.__dict__[table]
+        if WHOLE in root.__dict__:
+            self.__dict__[WHOLE] = root.__dict__[WHOLE]
 
     def recompile(self) -> Any:
         """See :meth:`torch.fx.GraphModule.recompile`; errors are ours, not printed by torch.fx."""
@@ -68,8 +80,27 @@ class ADFNetwork(fx.GraphModule):
         return code
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._reported((args, kwargs)):
-            return nn.Module.__call__(self, *args, **kwargs)
+        return self.of_leaves(*self.signature.flatten(args, kwargs))
+
+    def of_leaves(self, *leaves: Any) -> Any:
+        """Call the graph with its own inputs: the tensors and Moments among the inputs, one after the other.
+
+        Raises:
+            InputError: they are not what the original takes.
+            RuleError: the original takes them, and a rule fails on them.
+        """
+        try:
+            return nn.Module.__call__(self, *leaves)
+        except (AdfifyError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise blame(self, leaves, error) from error
+
+    def train(self, mode: bool = True) -> Any:
+        """See :meth:`torch.nn.Module.train`."""
+        if WHOLE in self.__dict__:
+            self.__dict__[WHOLE].training = mode
+        return super().train(mode)
 
     def joint(
         self,
@@ -81,6 +112,7 @@ class ADFNetwork(fx.GraphModule):
         attribution: bool = False,
         output: str | int | None = None,
         chunk_size: int | None = None,
+        **named: Any,
     ) -> JointMoments:
         """Means, standard deviations and covariances that take the correlation of units into account.
 
@@ -88,7 +120,7 @@ class ADFNetwork(fx.GraphModule):
         network: docs/accuracy.md has by how much they are off, and what they cost.
 
         Args:
-            inputs: what the network takes, ``[N, ...]``: tensors or Moments.
+            inputs: what the network takes, ``[N, ...]``: tensors or Moments, in the structure of the model's own call.
             outputs: how many, those with the largest means, or all of them, in their own order, where there are no
                 more; or a list of indices into the output, flattened, the same for all inputs, or ``[N, k]``, each its
                 own; or ``"all"``, which is what a regression wants.
@@ -102,6 +134,7 @@ class ADFNetwork(fx.GraphModule):
             attribution: whether to split each variance into its sources.
             output: which, of a network that returns several.
             chunk_size: noisy inputs in one pass, which bounds the memory; by default what suits a CPU's cache.
+            named: inputs by keyword.
 
         Raises:
             InputError: inputs that the network can't take, an argument that is none of these, or a network in which
@@ -110,22 +143,13 @@ class ADFNetwork(fx.GraphModule):
         from adfify.joint import Request, joint
 
         request = Request(outputs, method, samples, seed, attribution, output, chunk_size)
-        with self._reported(inputs, " joint() takes a batch, [N, ...]."):
-            return joint(self, inputs, request)
-
-    @contextmanager
-    def _reported(self, given: Any, hint: str = "") -> Iterator[None]:
-        """Errors of torch as what they are for the user: inputs that the network can't take."""
+        leaves = self.signature.flatten(inputs, named)
         try:
-            yield
+            return joint(self, leaves, request)
         except (AdfifyError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            said = ", ".join(_describe(value) for value in pytree.tree_leaves(given, is_leaf=is_moments))
-            raise InputError(
-                f"{self._name} can't be evaluated on {said}: {error}\n"
-                f"Give inputs of the shape, dtype and device that the original {self._name} takes.{hint}"
-            ) from error
+            raise refused(self, leaves, error, " joint() takes a batch, [N, ...].") from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ADFNetwork:
         state, graph = copy.deepcopy(_state(self), memo), _copy_graph(self.graph)
@@ -143,14 +167,24 @@ _STATE = (
     "training",
     "noise_variance",
     "plan",
+    "signature",
     "_name",
 )
+
+# Note [A module that is the whole model]
+# A bare nn.LSTM has a rule, and is one operation: the graph calls it, as `_whole`. Its parameters and children have to
+# keep their names, so it is no child of the network, but both have the same tables of them.
+WHOLE = "_whole"
 
 
 def _refuse_reserved_names(root: nn.Module, name: str) -> None:
     """torch.fx and this class have attributes of their own, which would hide a child of the same name."""
     children = {**root._parameters, **root._buffers, **root._modules}
-    taken = sorted(child for child in children if hasattr(fx.GraphModule, child) or child in ("noise_variance", "plan"))
+    taken = sorted(
+        child
+        for child in children
+        if hasattr(fx.GraphModule, child) or child in ("noise_variance", "plan", "signature")
+    )
     if taken:
         raise ModelError(
             f"{name} has {', '.join(map(repr, taken))} among its parameters, buffers or modules, a name that the "
@@ -159,13 +193,16 @@ def _refuse_reserved_names(root: nn.Module, name: str) -> None:
 
 
 def _state(network: ADFNetwork) -> dict[str, Any]:
-    return {name: network.__dict__[name] for name in _STATE}
+    return {name: network.__dict__[name] for name in (*_STATE, WHOLE) if name in network.__dict__}
 
 
 def _rebuild(state: dict[str, Any], graph: fx.Graph) -> ADFNetwork:
     root = nn.Module()
     root.__dict__.update(state)
-    return ADFNetwork(root, graph, state["_name"], state["noise_variance"], state["plan"])
+    names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    # Networks that were pickled before they had a signature take one tensor for each input.
+    signature = state.get("signature") or call_signature.of_placeholders(state["_name"], names)
+    return ADFNetwork(root, graph, state["_name"], state["noise_variance"], state["plan"], signature)
 
 
 def _unpickle(state: dict[str, Any], records: list[tuple[Any, ...]]) -> ADFNetwork:
@@ -217,10 +254,3 @@ def _graph_from_records(records: list[tuple[Any, ...]]) -> fx.Graph:
         if origin is not None:
             node.meta["origin"] = origin
     return graph
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, (Tensor, Moments)):
-        kind = "Moments" if isinstance(value, Moments) else "a Tensor"
-        return f"{kind} of shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}, on {value.device}"
-    return f"{value!r:.60}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adfify import call_signature
 from adfify.errors import CheckpointError, ExportError, InputError, ModelError
 from adfify.exporting import Exported, Input, export
 from adfify.moments import Moments, as_moments
@@ -228,7 +229,7 @@ def existing_file(path: str | Path) -> Path:
 
 def _examples(network: ADFNetwork, preprocessing: Preprocessing | None, given: Any) -> tuple[Any, ...]:
     if given is not None:
-        return given if isinstance(given, tuple) else (given,)
+        return tuple(network.signature.flatten(call_signature.positional(given), {}))
     if preprocessing is None:
         raise ExportError(
             "save() needs to know the size of the inputs: give example_inputs=x, as the network is called, or the "

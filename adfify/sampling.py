@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adfify import call_signature
 from adfify.errors import InputError
 from adfify.moments import Moments, as_moments, variance_dtype
 from adfify.network import ADFNetwork
@@ -46,7 +47,7 @@ class MonteCarlo:
 
 def monte_carlo(
     model: nn.Module,
-    x: Tensor | Moments,
+    x: Any,
     noise_variance: float | Tensor | None = None,
     draws: int = 1000,
     *,
@@ -63,8 +64,10 @@ def monte_carlo(
 
     Args:
         model: the *original* network, not the ADF one; it is run in the mode it is in, without gradients.
-        x: inputs ``[N, ...]``, or Moments with their own variance.
-        noise_variance: variance of the noise, broadcastable to ``x``, in its squared units; not with Moments.
+        x: what the model takes: one input ``[N, ...]``, or a tuple of several, each in the structure of the model's own
+            call. Floating-point tensors in it are noisy; Moments have their own variance.
+        noise_variance: variance of the noise, broadcastable to every noisy tensor, in its squared units; not needed
+            where all of those are Moments.
         draws: noisy passes for each input, at least 2.
         seed: of a generator of its own: the same answer every time.
         batch_size: noisy inputs in one pass.
@@ -81,25 +84,25 @@ def monte_carlo(
         InputError: fewer than 2 draws (6 with a control), no variance or two of them, outputs that are not
             floating-point tensors, or a control that is another network.
     """
-    mean, std = _noise(x, noise_variance)
+    inputs = _Inputs.of(x, noise_variance)
     if control is not None:
-        return _controlled(model, control, Moments(mean, std.square()), draws, seed, outputs, batch_size, progress)
+        return _controlled(model, control, inputs, draws, seed, outputs, batch_size, progress)
     if draws < 2:
         raise InputError(f"draws={draws}; a variance needs at least 2.")
-    generator = torch.Generator(mean.device).manual_seed(seed)
-    repeats = max(1, batch_size // len(mean))
+    generator = torch.Generator(inputs.device).manual_seed(seed)
     with torch.no_grad():
-        centre, spec = pytree.tree_flatten(model(mean))
+        centre, spec = pytree.tree_flatten(model(*inputs.at([x.mean for x in inputs.noisy])))
         for leaf in centre:
             if not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
                 raise InputError(f"the network returned {type(leaf).__name__} among its outputs; it has no moments.")
         sums = [Powers(leaf) for leaf in centre]
+        repeats = _repeats(model, inputs, batch_size, centre)
         done = 0
         while done < draws:
             count = min(repeats, draws - done)
-            noisy = _draw(mean, std, count, generator)
-            for leaf, powers in zip(pytree.tree_leaves(model(noisy)), sums, strict=True):
-                powers.add(leaf.unflatten(0, (count, len(mean))))
+            noisy = model(*inputs.drawn(count, generator))
+            for leaf, powers in zip(pytree.tree_leaves(noisy), sums, strict=True):
+                powers.add(leaf.reshape(count, *powers.shape))
             done += count
             if progress is not None:
                 progress(count)
@@ -110,7 +113,7 @@ def monte_carlo(
 def _controlled(
     model: nn.Module,
     control: ADFNetwork,
-    x: Moments,
+    inputs: _Inputs,
     draws: int,
     seed: int,
     outputs: int | Sequence[int] | Tensor | str,
@@ -128,11 +131,13 @@ def _controlled(
         raise InputError("the control's dropout is random, and the model's is not: convert with dropout='off'.")
     draws = 2 * (draws // 2)
     with torch.inference_mode(False), torch.no_grad():
-        x = Moments(x.mean.clone(), x.variance.clone())
+        means = [x.mean.clone() for x in inputs.noisy]
+        moments = [Moments(mean, x.variance.clone()) for mean, x in zip(means, inputs.noisy, strict=True)]
+        leaves = tuple(control.signature.flatten(inputs.at(moments), {}))
         question = Question(
-            control, (x,), Request(outputs, samples=draws, seed=seed, chunk_size=batch_size), autocast_state()
+            control, leaves, Request(outputs, samples=draws, seed=seed, chunk_size=batch_size), autocast_state()
         )
-        given, own = model(x.mean), Original(control).run(x.mean)
+        given, own = model(*inputs.at(means)), Original(control).run(*control.signature.flatten(inputs.at(means), {}))
         same = pytree.tree_structure(given) == pytree.tree_structure(own)
         pairs = zip(pytree.tree_leaves(given), pytree.tree_leaves(own), strict=False)
         if not (same and all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)):
@@ -149,22 +154,92 @@ LEAST_CONTROLLED = 6
 """Three pairs: the mean gradient of two of them is the control variate of the third's values."""
 
 
-def _noise(x: Tensor | Moments, noise_variance: float | Tensor | None) -> tuple[Tensor, Tensor]:
-    if isinstance(x, Moments):
-        if noise_variance is not None:
+@dataclass(frozen=True)
+class _Inputs:
+    """What a model is called with.
+
+    Attributes:
+        args: by position; the rest is certain.
+        noisy: of the tensors in it, mean and variance of those that are uncertain, in order.
+    """
+
+    args: tuple[Any, ...]
+    noisy: tuple[Moments, ...]
+
+    @classmethod
+    def of(cls, x: Any, noise_variance: float | Tensor | None) -> _Inputs:
+        args, noisy = call_signature.positional(x), []
+
+        def moments(value: Any, path: str) -> Any:
+            if isinstance(value, Moments) or value.is_floating_point():
+                noisy.append(as_moments(_with_noise(value, noise_variance, path), 0.0, path))
+            return value
+
+        call_signature.mapped(args, moments, "x")
+        if not noisy:
+            raise InputError(f"x={x!r:.60} has no floating-point tensor in it, and so nothing is uncertain.")
+        if noise_variance is not None and not any(map(_is_plain, call_signature.leaves(args))):
             raise InputError("x is Moments, which have their own variance; leave noise_variance away.")
-        mean, variance = as_moments(x, 0.0)
-        return mean, variance.sqrt()
+        return cls(args, tuple(noisy))
+
+    @property
+    def device(self) -> torch.device:
+        return self.noisy[0].device
+
+    def at(self, values: Sequence[Any]) -> Any:
+        """The arguments, with these values in place of what is uncertain."""
+        rest = iter(values)
+        return call_signature.mapped(
+            self.args, lambda x, _: next(rest) if isinstance(x, Moments) or x.is_floating_point() else x, "x"
+        )
+
+    def drawn(self, count: int, generator: torch.Generator) -> Any:
+        """The arguments of so many draws, one after the other along the first dimension."""
+        return self.at([_draw(x.mean, x.std, count, generator) for x in self.noisy])
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _with_noise(value: Tensor | Moments, noise_variance: float | Tensor | None, path: str) -> Moments:
+    if isinstance(value, Moments):
+        return value
     if noise_variance is None:
-        raise InputError("x is a plain tensor: give noise_variance, or Moments(x, variance).")
-    variance = torch.as_tensor(noise_variance, dtype=variance_dtype(x.dtype), device=x.device)
-    mean, variance = as_moments(Moments(x, variance), 0.0)
-    return mean, variance.sqrt()
+        raise InputError(f"{path} is a plain tensor: give noise_variance, or Moments(x, variance).")
+    return Moments(value, torch.as_tensor(noise_variance, dtype=variance_dtype(value.dtype), device=value.device))
 
 
 def _draw(mean: Tensor, std: Tensor, count: int, generator: torch.Generator) -> Tensor:
     noise = torch.randn((count, *mean.shape), generator=generator, dtype=std.dtype, device=mean.device)
-    return (mean + std * noise).flatten(0, 1).to(mean.dtype)
+    drawn = (mean + std * noise).to(mean.dtype)
+    return drawn.flatten(0, 1) if mean.dim() else drawn[0]
+
+
+# Note [Draws side by side]
+# Many draws in one pass are faster, and right only where the model keeps what stands along the first dimension apart:
+# not where time does (nn.LSTM without batch_first), and not where examples are mixed. Two draws, each for itself and
+# both together, show which it is. Several inputs are drawn one by one: which of them hold the batch, nobody has said.
+
+
+def _repeats(model: nn.Module, inputs: _Inputs, batch_size: int, centre: Sequence[Tensor]) -> int:
+    """How many draws may be in one pass."""
+    mean = inputs.noisy[0].mean
+    repeats = max(1, batch_size // len(mean)) if mean.dim() and len(mean) else 1
+    if repeats == 1 or len(list(call_signature.leaves(inputs.args))) > 1:
+        return 1
+    both = _draw(mean, inputs.noisy[0].std, 2, torch.Generator(inputs.device).manual_seed(0))
+    apart = [pytree.tree_leaves(model(*inputs.at([one]))) for one in both.chunk(2)]
+    try:
+        together = pytree.tree_leaves(model(*inputs.at([both])))
+    except RuntimeError:  # of a model that takes no other size
+        return 1
+    for a, b, whole, single in zip(*apart, together, centre, strict=True):
+        expected = torch.cat((a, b)) if single.dim() else a
+        spread = float((a - b).abs().max()) if a.numel() else 0.0
+        if whole.shape != expected.shape or not torch.allclose(whole, expected, rtol=1e-5, atol=1e-2 * spread):
+            return 1
+    return repeats
 
 
 @dataclass(frozen=True)
@@ -202,7 +277,7 @@ def predict(adf: ADFNetwork, x: Any, draws: int | None = None, *, seed: int = 0,
     Args:
         adf: a network with one output tensor, converted with ``dropout="sampled"`` or ``"analytic"``, or with dropout
             off: then there is no model's part.
-        x: what the network takes, a tensor or Moments.
+        x: what the network takes: one input, a tensor or Moments, or a tuple of several.
         draws: with ``one_pass``, passes, each with masks of its own, at least 2; 20 by default.
         seed: of the noise and the masks: the same answer every time; torch's own random state is left as it was.
         one_pass: the published algorithm. Its data variance takes units as independent, and is too small on deep
@@ -211,10 +286,11 @@ def predict(adf: ADFNetwork, x: Any, draws: int | None = None, *, seed: int = 0,
     Raises:
         InputError: fewer than 2 draws, draws without ``one_pass``, or a network with other than one output.
     """
+    args = call_signature.positional(x)
     if not one_pass:
         if draws is not None:
             raise InputError(f"draws={draws} is for one_pass=True; joint moments choose their own number.")
-        joint = adf.joint(x, outputs="all", seed=seed)
+        joint = adf.joint(*args, outputs="all", seed=seed)
         model_variance = torch.zeros_like(joint.variance) if joint.model_variance is None else joint.model_variance
         parts = (joint.mean, joint.variance - model_variance, model_variance)
         return Prediction(*map(joint.as_output, parts))
@@ -223,7 +299,7 @@ def predict(adf: ADFNetwork, x: Any, draws: int | None = None, *, seed: int = 0,
         raise InputError(f"draws={draws}; a variance needs at least 2.")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        passes = [adf(x) for _ in range(draws)]
+        passes = [adf(*args) for _ in range(draws)]
     if not isinstance(passes[0], Moments):
         raise InputError(f"predict() takes a network with one output, and this one returns {type(passes[0]).__name__}.")
     means = torch.stack([moments.mean for moments in passes])

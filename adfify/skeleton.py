@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adfify.network import WHOLE
 from adfify.nn.module import counterpart
 from adfify.registry import Rules
 from adfify.tracing import Traced
@@ -25,6 +26,18 @@ class Scope(nn.Module):
 
     def _get_name(self) -> str:
         return self.original
+
+
+def holding(whole: nn.Module) -> Scope:
+    """A module that calls another, and has its parameters, buffers and children.
+
+    See Note [A module that is the whole model], adfify.network.
+    """
+    scope = Scope(type(whole).__name__)
+    for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"):
+        scope.__dict__[table] = whole.__dict__[table]
+    scope.__dict__[WHOLE] = whole
+    return scope
 
 
 def _replacing(source: nn.Module, adf_class: Any) -> nn.Module:

@@ -18,6 +18,11 @@ class Powers:
         self._sums = [torch.zeros_like(centre, dtype=torch.float64) for _ in range(4)]
         self.count = 0
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of the centre."""
+        return self._centre.shape
+
     def add(self, values: Tensor) -> None:
         """More of them, ``[K, *centre.shape]``."""
         deviation = values.double() - self._centre.double()

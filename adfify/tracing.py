@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import inspect
 import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import CodeGen, _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
-from adfify import export_tracing
+from adfify import call_signature, export_tracing
+from adfify.call_signature import CallSignature
 from adfify.errors import ModelError
-from adfify.moments import Moments, is_moments
+from adfify.locations import shortened, stopped_at
 from adfify.proxies import Proxy
 from adfify.registry import Rules
 
@@ -37,14 +38,21 @@ class Traced:
         graph: its operations; owned by us, free to be edited.
         engine: which tracer made it.
         constants: tensors that the model made while being traced, by the graph's name for them.
-        certain_inputs: names of the inputs that carry no variance (integers, defaults left alone).
+        signature: what it is called with.
     """
 
     root: nn.Module
     graph: fx.Graph
     engine: str
     constants: dict[str, Tensor]
-    certain_inputs: frozenset[str]
+    signature: CallSignature
+
+    @property
+    def certain_inputs(self) -> frozenset[str]:
+        """Names of the inputs that carry no variance: integers."""
+        placeholders = [str(node.target) for node in self.graph.nodes if node.op == "placeholder"]
+        pairs = zip(placeholders, self.signature.leaves, strict=True)
+        return frozenset(name for name, leaf in pairs if not leaf.uncertain)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -60,12 +68,15 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, rules: Rules) -> Traced:
+def trace(
+    model: nn.Module, example_inputs: tuple[Any, ...] | None, example_kwargs: Mapping[str, Any], rules: Rules
+) -> Traced:
     """The model's graph.
 
     Args:
         model: any module; wrappers are taken off.
-        example_inputs: positional inputs, which tell what is an integer and which defaults are replaced.
+        example_inputs: inputs by position, which tell what is an integer, a structure, or replaces a default.
+        example_kwargs: likewise, by keyword.
         rules: the table; what has a rule is a leaf.
 
     Raises:
@@ -74,30 +85,31 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...] | None, rules: Rules
     """
     root = unwrap(_checked_model(model))
     _refuse_hooks(root)
-    names = _input_names(root)
-    given = example_inputs or ()
-    if len(given) > len(names):
-        raise ModelError(
-            f"{type(root).__name__}.forward takes {len(names)} inputs ({', '.join(names)}) and example_inputs has "
-            f"{len(given)}."
-        )
-    defaults = {
-        name: parameter.default
-        for name, parameter in list(names.items())[len(given) :]
-        if parameter.default is not inspect.Parameter.empty
-    }
-    certain = {name for name, value in zip(names, given, strict=False) if not _is_uncertain(value)}
-    concrete = {
-        name: value for name, value in zip(names, given, strict=False) if not isinstance(value, (Tensor, Moments))
-    }
-    baked = {**defaults, **concrete}
+    signature = call_signature.of_model(root, example_inputs, example_kwargs)
+    if _is_leaf(root, rules):
+        return Traced(root, _of_whole(root, signature), "torch.fx", {}, signature)
     try:
-        with _left_untouched(root) as constants:
-            graph = _symbolic(root, rules, baked)
+        with left_untouched(root) as constants:
+            graph = _symbolic(root, rules, signature)
     except ModelError as error:
-        return _exported(root, example_inputs or derive_inputs(root), error)
+        return _exported(root, example_inputs, example_kwargs, error)
     _drop_unused_rest(graph, type(root).__name__)
-    return Traced(root, graph, "torch.fx", constants, frozenset(certain - set(baked)))
+    return Traced(root, graph, "torch.fx", constants, signature)
+
+
+def _is_leaf(module: nn.Module, rules: Rules) -> bool:
+    """Whether a module is one operation: it has a rule, or is torch's, whose missing rule is reported by its name."""
+    if rules.find(type(module)) is not None:
+        return True
+    return type(module).__module__.startswith("torch.nn.") and type(module) not in _LOOPS
+
+
+def _of_whole(root: nn.Module, signature: CallSignature) -> fx.Graph:
+    """A graph that calls the model itself: see Note [A module that is the whole model], adfify.network."""
+    graph = fx.Graph()
+    args, kwargs = signature.call([graph.placeholder(leaf.name) for leaf in signature.leaves])
+    graph.output(graph.call_module("", tuple(args), kwargs))
+    return graph
 
 
 class _Tracer(fx.Tracer):
@@ -107,7 +119,7 @@ class _Tracer(fx.Tracer):
     # Buffers stay references: baked in as constants they would go stale, silently, at the next load_state_dict.
     proxy_buffer_attributes = True
 
-    def __init__(self, rules: Rules, baked: dict[str, Any]) -> None:
+    def __init__(self, rules: Rules, signature: CallSignature) -> None:
         functions = [target for rule in rules for target in rule.targets if inspect.isfunction(target)]
         super().__init__(autowrap_functions=tuple(functions))
         modules = {function.__module__ for function in functions}
@@ -115,19 +127,22 @@ class _Tracer(fx.Tracer):
         homes = (sys.modules.get(name) for name in modules if not name.startswith("torch."))
         self._autowrap_search += [home for home in homes if home is not None]
         self._rules = rules
-        self._baked = baked
+        self._signature = signature
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Proxy(node, self)
 
     def _proxy_placeholder(self, name: str, *args: Any) -> Any:
         # Inputs left at their defaults, or that are no tensors, are what they are, and no inputs of the graph.
-        return self._baked[name] if name in self._baked else super()._proxy_placeholder(name, *args)
+        structure = self._signature.structures[name.lstrip("*")]
+        if name.startswith("*") and not structure and not self._signature.is_of_example:
+            return super()._proxy_placeholder(name, *args)
+        return call_signature.mapped(
+            structure, lambda leaf, path: self.create_proxy("placeholder", leaf.name, (), {}), name
+        )
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if self._rules.find(type(m)) is not None:
-            return True
-        return type(m).__module__.startswith("torch.nn.") and type(m) not in _LOOPS
+        return _is_leaf(m, self._rules)
 
 
 def _drop_unused_rest(graph: fx.Graph, model: str) -> None:
@@ -140,46 +155,58 @@ def _drop_unused_rest(graph: fx.Graph, model: str) -> None:
         graph.erase_node(node)
 
 
-def _symbolic(root: nn.Module, rules: Rules, baked: dict[str, Any]) -> fx.Graph:
-    tracer, random_state = _Tracer(rules, baked), torch.get_rng_state()
+def _symbolic(root: nn.Module, rules: Rules, signature: CallSignature) -> fx.Graph:
+    tracer, random_state = _Tracer(rules, signature), torch.get_rng_state()
     try:
         graph = tracer.trace(root)
         if not torch.equal(torch.get_rng_state(), random_state):
             torch.set_rng_state(random_state)
             raise RuntimeError("forward draws random numbers, which tracing would freeze")
-        return graph
+        return _with_structured_output(graph)
     except Exception as error:
-        location = _user_line(traceback.extract_tb(error.__traceback__))
         raise ModelError(
-            f"{type(root).__name__} can't be traced by torch.fx{f', stopped at {location}' if location else ''}: "
-            f"{type(error).__name__}: {error}\n"
+            f"{type(root).__name__} can't be traced by torch.fx{stopped_at(error)}: "
+            f"{type(error).__name__}: {shortened(error)}\n"
             "Usually a branch or loop there depends on the values or the size of a tensor. Move that code into a "
             "function or module of its own and register a rule for it with adfify.register."
         ) from error
 
 
-def exported(root: nn.Module, example_inputs: tuple[Any, ...] | None) -> Traced | None:
+def _with_structured_output(graph: fx.Graph) -> fx.Graph:
+    """What the model returns as it returns it: for structured inputs, torch.fx makes a flat list of it."""
+    codegen = graph._codegen
+    if isinstance(codegen, _PyTreeCodeGen):
+        output = next(node for node in reversed(graph.nodes) if node.op == "output")
+        output.args = (pytree.tree_unflatten(output.args[0], codegen.pytree_info.out_spec),)  # type: ignore[arg-type]
+        graph.set_codegen(CodeGen())
+    return graph
+
+
+def exported(
+    root: nn.Module, example_inputs: tuple[Any, ...] | None, example_kwargs: Mapping[str, Any]
+) -> Traced | None:
     """The graph by torch.export where that can make one: it needs inputs to run the model on."""
-    inputs = example_inputs or derive_inputs(root)
     try:
-        return None if inputs is None else _exported(root, inputs, ModelError(""))
+        return _exported(root, example_inputs, example_kwargs, ModelError(""))
     except ModelError:
         return None
 
 
-def _exported(root: nn.Module, inputs: tuple[Any, ...] | None, reason: ModelError) -> Traced:
+def _exported(
+    root: nn.Module, example_inputs: tuple[Any, ...] | None, example_kwargs: Mapping[str, Any], reason: ModelError
+) -> Traced:
     """The second engine, for what the first can't trace."""
-    if inputs is None:
+    has_example = example_inputs is not None or bool(example_kwargs)
+    args = example_inputs if has_example else derive_inputs(root)
+    if args is None and not has_example:
         raise ModelError(
             f"{reason}\nWith inputs to run the model on, torch.export may do: adfify(model, example_inputs=(x,))."
         ) from reason
-    graph, constants = export_tracing.export(
-        root, inputs, str(reason), not _configuration(root).get("fixed_input_size")
-    )
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    leaves = pytree.tree_leaves(inputs, is_leaf=is_moments)
-    certain = {str(node.target) for node, value in zip(placeholders, leaves, strict=True) if not _is_uncertain(value)}
-    return Traced(root, graph, "torch.export", constants, frozenset(certain))
+    signature = call_signature.of_model(root, args, example_kwargs)
+    tensors = tuple(signature.flatten(args or (), example_kwargs))
+    sizes_vary = not _configuration(root).get("fixed_input_size")
+    graph, constants = export_tracing.export(root, signature, tensors, str(reason), sizes_vary)
+    return Traced(root, graph, "torch.export", constants, signature)
 
 
 def derive_inputs(root: nn.Module) -> tuple[Tensor, ...] | None:
@@ -200,45 +227,15 @@ def _configuration(root: nn.Module) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def source_line(node: fx.Node) -> str:
-    """``file:line`` of the user's code that made a node, or ``""``."""
-    trace_text = node.meta.get("stack_trace") or node.stack_trace or ""
-    frames = [line.strip() for line in trace_text.splitlines() if line.strip().startswith('File "')]
-    for frame in reversed(frames):
-        path, _, rest = frame.removeprefix('File "').partition('", line ')
-        if not _is_library(path):
-            return f"{path}:{rest.split(',')[0]}"
-    return ""
-
-
-def module_path(node: fx.Node) -> str:
-    """The path of the module in whose forward a node stands, ``""`` for the model itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values()]
-    if node.op == "call_module" and paths and paths[-1] == node.target:
-        paths.pop()
-    return paths[-1] if paths else ""
-
-
-def _user_line(frames: traceback.StackSummary) -> str:
-    for frame in reversed(frames):
-        if not _is_library(frame.filename):
-            return f"{frame.filename}:{frame.lineno}"
-    return ""
-
-
-def _is_library(path: str) -> bool:
-    parts = path.replace("\\", "/").split("/")
-    return "torch" in parts or "adfify" in parts or path.startswith("<")
-
-
 def _checked_model(model: Any) -> nn.Module:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(f"{type(model).__name__} is a scripted model; convert the Python model it was made from.")
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"adfify() converts a torch.nn.Module, and was given {model!r:.80} of type {type(model).__name__}."
         )
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"'{path}' in {type(model).__name__}" if path else type(model).__name__
+            raise ModelError(f"{where} is a scripted model; convert the Python model it was made from.")
     return model
 
 
@@ -267,15 +264,6 @@ def _hook_name(hook: Any) -> str:
     return getattr(hook, "__qualname__", None) or type(hook).__qualname__
 
 
-def _input_names(root: nn.Module) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(root.forward).parameters
-    return {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-
-
-def _is_uncertain(value: Any) -> bool:
-    return isinstance(value, Moments) or (isinstance(value, Tensor) and value.is_floating_point())
-
-
 def _refuse_stored_results(root: nn.Module) -> None:
     """Raise where a forward assigns a buffer."""
     for path, module in root.named_modules():
@@ -292,7 +280,7 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
-def _left_untouched(root: nn.Module) -> Iterator[dict[str, Tensor]]:
+def left_untouched(root: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Undo what a traced forward stores on the model; the tensors that torch.fx puts there are what it yields."""
     before = [(module, dict(vars(module)), [dict(vars(module)[t]) for t in _TABLES]) for module in root.modules()]
     constants: dict[str, Tensor] = {}

@@ -1,0 +1,49 @@
+"""Where in a user's model something stands: the line of its source, and the module whose forward that is in."""
+
+from __future__ import annotations
+
+import traceback
+
+from torch import fx
+
+_LINES, _CHARACTERS = 6, 600
+"""How much of an error of torch's is passed on: it may print whole graphs."""
+
+
+def source_line(node: fx.Node) -> str:
+    """``file:line`` of the user's code that made a node, or ``""``."""
+    trace_text = node.meta.get("stack_trace") or node.stack_trace or ""
+    frames = [line.strip() for line in trace_text.splitlines() if line.strip().startswith('File "')]
+    for frame in reversed(frames):
+        path, _, rest = frame.removeprefix('File "').partition('", line ')
+        if not _is_library(path):
+            return f"{path}:{rest.split(',')[0]}"
+    return ""
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the module in whose forward a node stands, ``""`` for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    if node.op == "call_module" and paths and paths[-1] == node.target:
+        paths.pop()
+    return paths[-1] if paths else ""
+
+
+def stopped_at(error: Exception) -> str:
+    """``, stopped at file:line`` of the user's code in which an error was raised, or ``""``."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not _is_library(frame.filename):
+            return f", stopped at {frame.filename}:{frame.lineno}"
+    return ""
+
+
+def shortened(error: Exception) -> str:
+    """The beginning of what an error says."""
+    text = "\n".join(str(error).splitlines()[:_LINES])
+    return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]} ..."
+
+
+def _is_library(path: str) -> bool:
+    parts = path.replace("\\", "/").split("/")
+    return "torch" in parts or "adfify" in parts or path.startswith("<")
