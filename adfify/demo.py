@@ -14,8 +14,7 @@ from torch import Tensor
 from adfify import metrics
 from adfify.checkpoint import Source
 from adfify.errors import DataError
-from adfify.joint import joined
-from adfify.moments import JointMoments, Moments
+from adfify.moments import Moments
 from adfify.prediction import classifier, jointly_ranked, read_picture
 from adfify.preprocessing import needs
 from adfify.printable import printable
@@ -37,14 +36,16 @@ class Level:
     Attributes:
         noise_variance: of every pixel, pixels in [0, 1].
         one_pass: moments of the logits by ADF, ``[pictures, classes]``.
-        joint: joint moments of the top logits, ``[pictures, 1]``.
+        joint_mean: ``[pictures]``, of the top logit, by joint moments.
+        joint_std: ``[pictures]``, likewise.
         truth: the same by Monte Carlo on the original network.
         top: ``[pictures]``, the class that is looked at, see :class:`Demo`.
     """
 
     noise_variance: float
     one_pass: Moments
-    joint: JointMoments
+    joint_mean: Tensor
+    joint_std: Tensor
     truth: MonteCarlo
     top: Tensor
 
@@ -81,16 +82,6 @@ class Level:
     def mean_error(self) -> float:
         """Distance of the means of the top logit in true stds, median over pictures."""
         return _median((self.one_pass_mean - self.true_mean).abs() / self.true_std)
-
-    @property
-    def joint_mean(self) -> Tensor:
-        """``[pictures]``, of the top logit, by joint moments."""
-        return self.joint.mean[:, 0]
-
-    @property
-    def joint_std(self) -> Tensor:
-        """``[pictures]``, of the top logit, by joint moments."""
-        return self.joint.std[:, 0]
 
     @property
     def joint_ratio(self) -> float:
@@ -197,8 +188,12 @@ def run(
                 source.model, picture, variance, draws, seed=seed + row, batch_size=BATCH, progress=done
             )
             one_pass = network.logits(picture, noise_variance)
-            joint = network.joint(picture, noise_variance, leading[-1].indices.unsqueeze(0))
-            levels.append(Level(noise_variance, one_pass, joint, truth, leading[-1].indices))
+            index = leading[-1].indices
+            joint_mean, joint_std = leading[-1].mean, leading[-1].std
+            if noise_variance != middle:  # where the label and its probability do not come from
+                joint = network.joint(picture, noise_variance, index.unsqueeze(0))
+                joint_mean, joint_std = joint.mean[0], joint.std[0]
+            levels.append(Level(noise_variance, one_pass, joint_mean, joint_std, truth, index))
             done(1)
     labels = tuple(network.label(int(ranked.indices)) for ranked in leading)
     probability = torch.cat([ranked.probability for ranked in leading])
@@ -212,7 +207,8 @@ def _together(levels: Sequence[Level]) -> Level:
     return Level(
         levels[0].noise_variance,
         Moments(torch.cat([x.mean for x in one_pass]), torch.cat([x.variance for x in one_pass])),
-        joined([level.joint for level in levels]),
+        torch.cat([level.joint_mean for level in levels]),
+        torch.cat([level.joint_std for level in levels]),
         MonteCarlo(
             torch.cat([x.mean for x in truth]),
             torch.cat([x.variance for x in truth]),

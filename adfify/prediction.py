@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adfify import metrics, pixels, ranking
 from adfify.checkpoint import LoadedProgram, Source, demo_source, open_source
 from adfify.conversion import adfify
-from adfify.errors import CheckpointError, DataError, InputError
+from adfify.errors import DataError, InputError
 from adfify.moments import JointMoments, Moments
 from adfify.network import ADFNetwork
 from adfify.preprocessing import Preprocessing
@@ -30,7 +30,8 @@ ONE_PASS = (
 
 JOINT = (
     "± is the standard deviation that the pixels' noise gives the logit, correlations of units included; "
-    "docs/accuracy.md has how far off it may be. It says nothing of how sure the network is without noise."
+    "docs/accuracy.md has how far off it may be. It says nothing of how sure the network is without noise. Order and "
+    "probability, E[softmax], are by the same moments."
 )
 """What stands beside the ± of joint moments."""
 
@@ -223,9 +224,6 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> Tensor:
             range_ = pixels.range_of(picture)
             upright = pixels.in_unit_range(ImageOps.exif_transpose(picture), range_)
             upright.load()
-        return preprocessing.tensor(upright)
-    except (InputError, CheckpointError):  # the network's fault, not the picture's
-        raise
     except Exception as error:  # a broken file raises whatever its decoder happens to stumble on
         if isinstance(error, FileNotFoundError):
             why = "there is no such file"
@@ -234,6 +232,10 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> Tensor:
         else:
             why = str(error) or type(error).__name__
         raise DataError(f"{printable(path)} can't be read: {why}") from error
+    try:
+        return preprocessing.tensor(upright)
+    except DataError as error:
+        raise DataError(f"{printable(path)} can't be read: {error}") from error
 
 
 def read_batches(

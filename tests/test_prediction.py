@@ -255,6 +255,15 @@ def test_the_demo_compares_with_monte_carlo(tmp_path):
         assert level.joint_ratio == pytest.approx(1, abs=0.15)
         assert max(level.mean_error, level.joint_mean_error) < 0.2
         assert level.rank_logits > 0.7
+    # Label and probability are those of the joint moments at the middle level.
+    network = prediction.classifier(source)
+    for row, (shown,) in enumerate(
+        found.top for found in prediction.predict(network, paths, 1e-2) if isinstance(found, prediction.Prediction)
+    ):
+        assert result.labels[row] == shown.label
+        assert float(result.probabilities[row]) == pytest.approx(shown.probability, rel=1e-5)
+        assert float(result.middle.joint_mean[row]) == pytest.approx(shown.mean, rel=1e-5)
+        assert float(result.middle.joint_std[row]) == pytest.approx(shown.std, rel=1e-5)
     low, high = (level.one_pass_std for level in result.levels)
     torch.testing.assert_close(high, low * 10, rtol=1e-4, atol=0)
     with torch.inference_mode():
