@@ -7,7 +7,7 @@ from torch import nn
 import adfify
 
 CONTAINER = "holds other modules, and is traced through"
-LOSS = "a training criterion: its result is no output of a network"
+LOSS = "a training criterion that few networks return: no rule yet"
 CERTAIN = "takes whole numbers, which are certain, and stays as it is"
 LAZY = "becomes the module it stands for when it is first called; convert the model after that"
 POSITIONS = "needs the positions of the largest elements, which are random where the elements are"
@@ -36,11 +36,17 @@ WITHOUT = {
     "AdaptiveLogSoftmaxWithLoss": LOSS,
 }
 
+CRITERIA = {
+    "BCELoss", "CTCLoss", "CosineEmbeddingLoss", "HingeEmbeddingLoss", "MarginRankingLoss", "MultiLabelMarginLoss",
+    "MultiLabelSoftMarginLoss", "MultiMarginLoss", "NLLLoss2d", "PoissonNLLLoss", "SoftMarginLoss", "TripletMarginLoss",
+    "TripletMarginWithDistanceLoss", "LinearCrossEntropyLoss",
+}  # fmt: skip
+
 MODULES = {name: kind for name, kind in vars(nn).items() if isinstance(kind, type) and issubclass(kind, nn.Module)}
 
 
 def reason(name: str) -> str | None:
-    if name.endswith("Loss") or name == "NLLLoss2d":
+    if name in CRITERIA:
         return LOSS
     return LAZY if name.startswith("Lazy") else WITHOUT.get(name)
 

@@ -266,8 +266,8 @@ def test_device_and_shape_are_the_original_s(trial: Trial) -> None:
     inputs = [x.to("meta") for x in trial.moments(torch.float32)]
     try:
         expected = trial.original(torch.float32, "meta")(*[x.mean for x in inputs])
-    except NotImplementedError:  # `cpu()` of nothing: nor do we
-        with pytest.raises(NotImplementedError):
+    except (NotImplementedError, RuntimeError):  # `cpu()` of nothing, a look at its values: nor do we
+        with pytest.raises((NotImplementedError, RuntimeError)):
             trial.converted(torch.float32, "meta")(*inputs)
         return
     for got, want in zip(trial.converted(torch.float32, "meta")(*inputs), expected, strict=True):

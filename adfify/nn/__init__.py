@@ -9,6 +9,7 @@ from adfify.nn import (  # noqa: F401  registered by being imported
     indexing,
     joining,
     linear_algebra,
+    losses,
     writing,
 )
 from adfify.nn.activation import (
