@@ -10,7 +10,6 @@ CONTAINER = "holds other modules, and is traced through"
 LOSS = "a training criterion that few networks return: no rule yet"
 CERTAIN = "takes whole numbers, which are certain, and stays as it is"
 LAZY = "becomes the module it stands for when it is first called; convert the model after that"
-POSITIONS = "needs the positions of the largest elements, which are random where the elements are"
 RANDOM = "draws its own regions at random, also in eval mode"
 BASE = "an abstract base"
 
@@ -27,9 +26,6 @@ WITHOUT = {
     "DataParallel": "a wrapper, taken off",
     "Embedding": CERTAIN,
     "EmbeddingBag": CERTAIN,
-    "MaxUnpool1d": POSITIONS,
-    "MaxUnpool2d": POSITIONS,
-    "MaxUnpool3d": POSITIONS,
     "FractionalMaxPool2d": RANDOM,
     "FractionalMaxPool3d": RANDOM,
     "CrossMapLRN2d": "Torch7's LocalResponseNorm, kept for old files; use that",

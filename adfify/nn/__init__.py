@@ -10,6 +10,7 @@ from adfify.nn import (  # noqa: F401  registered by being imported
     joining,
     linear_algebra,
     losses,
+    unpooling,
     writing,
 )
 from adfify.nn.activation import (
