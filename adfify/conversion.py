@@ -11,7 +11,7 @@ from adfify import call_signature, graph, tracing
 from adfify.errors import ModelError
 from adfify.graph import Plan
 from adfify.moments import checked_variance
-from adfify.network import ADFNetwork
+from adfify.network import ADFNetwork, refuse_not_finite
 from adfify.nn import dropout as dropout_rules
 from adfify.registry import RULES, Rules
 
@@ -59,17 +59,15 @@ def adfify(
 
     Raises:
         UnsupportedOpsError: operations without a rule, all of them listed.
-        ModelError: hooks, parametrizations, or a forward that can't be traced.
+        ModelError: hooks, parametrizations, weights that are not finite, or a forward that can't be traced.
         ValueError: a negative or non-finite variance, or an unknown dropout policy.
     """
     checked_variance("noise_variance", noise_variance)
     checked_variance("min_variance", min_variance)
-    return graph.apply(
-        inspect(model, example_inputs, example_kwargs=example_kwargs, rules=rules, dropout=dropout),
-        noise_variance,
-        min_variance,
-        share_weights,
-    )
+    plan = inspect(model, example_inputs, example_kwargs=example_kwargs, rules=rules, dropout=dropout)
+    network = graph.apply(plan, noise_variance, min_variance, share_weights)
+    refuse_not_finite(network, plan.model)
+    return network
 
 
 def inspect(

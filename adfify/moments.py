@@ -219,7 +219,7 @@ def as_moments(value: Any, noise_variance: float, name: str = "input") -> Any:
         name: how the network calls this input, for the errors.
 
     Raises:
-        InputError: integer tensor, wrong type, NaN, negative variance, or a variance whose shape does
+        InputError: integer tensor, wrong type, NaN, an infinity, negative variance, or a variance whose shape does
             not broadcast to the mean's.
     """
     if isinstance(value, Moments):
@@ -234,7 +234,7 @@ def as_moments(value: Any, noise_variance: float, name: str = "input") -> Any:
             "Give a floating-point tensor, or convert with example_inputs=(...), so that integer inputs "
             "are known to be certain."
         )
-    _refuse_nan(value, name, "values")
+    _refuse_not_finite(value, name, "values")
     return Moments(value, torch.full_like(value, noise_variance, dtype=variance_dtype(value.dtype)))
 
 
@@ -294,22 +294,24 @@ def _checked(value: Moments, name: str) -> Moments:
                 f"input '{name}' has a mean of shape {tuple(mean.shape)} and a variance of shape "
                 f"{tuple(variance.shape)}; the variance must be broadcastable to the mean."
             ) from None
-    _refuse_nan(mean, name, "mean values")
-    _refuse_nan(variance, name, "variances")
-    if _concrete(variance) and bool((variance < 0).any()):
+    _refuse_not_finite(mean, name, "mean values")
+    _refuse_not_finite(variance, name, "variances")
+    if concrete(variance) and bool((variance < 0).any()):
         raise InputError(f"input '{name}' has a negative variance: {variance.min().item():.6g}; variances are >= 0.")
     return Moments(mean, held_in(variance, mean.dtype))
 
 
-def _refuse_nan(tensor: Tensor, name: str, what: str) -> None:
-    if _concrete(tensor) and bool(tensor.isnan().any()):
-        count = int(tensor.isnan().sum())
-        raise InputError(f"input '{name}' has {count} NaN among its {what} (shape {tuple(tensor.shape)}).")
+def _refuse_not_finite(tensor: Tensor, name: str, what: str) -> None:
+    if not concrete(tensor) or bool(tensor.isfinite().all()):
+        return
+    nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+    found = " and ".join(f"{count} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite")) if count)
+    raise InputError(f"input '{name}' has {found} among its {what} (shape {tuple(tensor.shape)}).")
 
 
-def _concrete(tensor: Tensor) -> bool:
+def concrete(tensor: Tensor) -> bool:
     """Whether a look at the values is possible: not under torch.compile, torch.export or torch.func."""
-    if torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter):
+    if torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 

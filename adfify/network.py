@@ -14,7 +14,7 @@ from adfify import call_signature
 from adfify.call_signature import CallSignature
 from adfify.errors import AdfifyError, ModelError
 from adfify.failures import blame, refused
-from adfify.moments import JointMoments, checked_variance
+from adfify.moments import JointMoments, checked_variance, concrete
 
 # Note [Its own copy and pickle]
 # A torch.fx.GraphModule keeps only what its graph refers to, and is pickled as source code that is traced anew when
@@ -101,6 +101,16 @@ class ADFNetwork(fx.GraphModule):
         if WHOLE in self.__dict__:
             self.__dict__[WHOLE].training = mode
         return super().train(mode)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """See :meth:`torch.nn.Module.load_state_dict`.
+
+        Raises:
+            ModelError: a parameter that is not finite.
+        """
+        loaded = super().load_state_dict(*args, **kwargs)
+        refuse_not_finite(self, self._name)
+        return loaded
 
     def joint(
         self,
@@ -189,6 +199,19 @@ def _refuse_reserved_names(root: nn.Module, name: str) -> None:
         raise ModelError(
             f"{name} has {', '.join(map(repr, taken))} among its parameters, buffers or modules, a name that the "
             "converted network needs for itself (it is a torch.fx.GraphModule). Rename it in the model."
+        )
+
+
+# Buffers may hold infinities on purpose: the masks of attention.
+def refuse_not_finite(model: nn.Module, name: str) -> None:
+    """Raise ModelError that names the parameters with NaN or infinities, and the buffers with NaN."""
+    faulty = [path for path, x in model.named_parameters() if concrete(x) and not bool(x.isfinite().all())]
+    faulty += [path for path, x in model.named_buffers() if concrete(x) and bool(x.isnan().any())]
+    if faulty:
+        more = f" and {len(faulty) - 3} more" if len(faulty) > 3 else ""
+        raise ModelError(
+            f"{name} has NaN or infinite weights, in {', '.join(map(repr, faulty[:3]))}{more}: every moment is NaN. "
+            "Load weights of a training that did not diverge."
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import adfify
 from adfify import Moments, gaussian
+from adfify.errors import InputError, ModelError
 from adfify.moments import ComplexMoments
 from adfify.registry import RULES
 
@@ -78,6 +79,11 @@ def test_a_half_precision_network(dtype: torch.dtype, variance: float, tmp_path)
     assert mixed.variance.dtype == torch.float32
     assert torch.equal(certain.mean, plain)
     assert not certain.variance.any()
+    if variance == 5e-9 and dtype == torch.float16:  # it takes seconds
+        check_program(adf, x, given, tmp_path)
+
+
+def check_program(adf, x: Tensor, given: Moments, tmp_path) -> None:
     program = adfify.load(adfify.save(adf, tmp_path / "half.pt2", example_inputs=x))
     torch.testing.assert_close(program(given).std, adf(given).std, rtol=1e-3, atol=0)
 
@@ -102,6 +108,54 @@ def test_a_cast_to_half_keeps_the_variance() -> None:
     for cast in (adfify.nn.casting.half(x), x.to(torch.float16), adfify.nn.structural.to(x, torch.float16)):
         assert cast.mean.dtype == torch.float16
         assert torch.equal(cast.variance, x.variance)
+
+
+# Nothing, and what is no number
+
+
+def emptied(trial: Trial) -> list[Moments]:
+    return [Moments(x.mean[:0], x.variance[:0]) for x in trial.moments(torch.float32)]
+
+
+@pytest.mark.parametrize("trial", trials(), ids=lambda trial: trial.name)
+def test_an_empty_batch_passes_where_the_original_takes_it(trial: Trial) -> None:
+    if any(x.dim() == 0 for x, _ in trial.moments()):
+        return
+    try:
+        original = trial.original(torch.float32)(*[x.mean for x in emptied(trial)])
+    except (RuntimeError, IndexError, ValueError, AssertionError):
+        return
+    for got, want in zip(trial.converted(torch.float32)(*emptied(trial)), original, strict=True):
+        assert got.mean.shape == want.shape
+
+
+def test_an_empty_batch_passes_through_a_network() -> None:
+    layers = (nn.ReLU6(), nn.Hardtanh(), nn.Hardsigmoid(), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True))
+    adf = adfify.adfify(nn.Sequential(*layers, nn.Flatten(), nn.Linear(12, 2)).eval())
+    mean, variance = adf(torch.zeros(0, 3, 4))
+    assert mean.shape == variance.shape == (0, 2)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_an_input_that_is_not_finite_is_refused(number: float) -> None:
+    adf, x = adfify.adfify(nn.Linear(3, 2)), torch.ones(2, 3)
+    faulty = x.clone()
+    faulty[1, 2] = number
+    for given in (faulty, Moments(faulty, x), Moments(x, faulty)):
+        with pytest.raises(InputError, match=r"has 1 (NaN|infinite) among its"):
+            adf(given)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(number: float) -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    adf = adfify.adfify(network)
+    with torch.no_grad():
+        network[1].weight[0, 0] = number
+    with pytest.raises(ModelError, match=r"'1\.weight'"):
+        adfify.adfify(network)
+    with pytest.raises(ModelError, match=r"'1\.weight'"):
+        adf.load_state_dict(network.state_dict())
 
 
 # Softmax

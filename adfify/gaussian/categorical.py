@@ -21,7 +21,7 @@ def softmax(mean: Tensor, variance: Tensor, dim: int = -1) -> Pair:
     .01 / .01 / .03 / .13 of its std at most, std off by 1 / 1 / 3 / 25 % (the delta method: .05 / .14 / .37 /
     .39 and 1 / 5 / 26 / 104 %), for the classes within a factor 5 of the most probable one.
     """
-    if mean.dim() == 0 or mean.shape[dim] == 1:
+    if mean.dim() == 0 or mean.shape[dim] <= 1:
         return _alone(torch.softmax(mean, dim), variance)
     certain, margin, spread = _margin(mean, variance, dim)
     one, one_variance = sigmoid(margin, spread)
@@ -36,14 +36,14 @@ _LEAST = 1e-15  # of the sum of all probabilities, before it is made 1: its squa
 
 
 def _alone(certain: Tensor, variance: Tensor) -> Pair:
-    """One class alone is certain, whatever its logit."""
+    """One class alone is certain, whatever its logit, and so is none."""
     return certain + 0 * variance, 0 * variance
 
 
 @in_float32
 def log_softmax(mean: Tensor, variance: Tensor, dim: int = -1) -> Pair:
     """x_k - log sum_j exp(x_j) = log sigmoid of the margin: approximated as in `softmax`."""
-    if mean.dim() == 0 or mean.shape[dim] == 1:
+    if mean.dim() == 0 or mean.shape[dim] <= 1:
         return _alone(torch.log_softmax(mean, dim), variance)
     certain, margin, spread = _margin(mean, variance, dim)
     one, one_variance = logsigmoid(margin, spread)

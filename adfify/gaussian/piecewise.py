@@ -150,6 +150,8 @@ def clamp_correction(mean: Tensor, variance: Tensor, low: float, high: float) ->
         sign, outside = (-1.0, mean - high) if low == -math.inf else (1.0, low - mean)
         correction, variance = _ramp(outside, variance, 1 - step(outside))
         return sign * correction, variance
+    if variance.numel() == 0:
+        return torch.zeros_like(mean), variance
     if readable(mean, variance) and _ONE_BOUND[mean.dtype] ** 2 * float(variance.max()) < (high - low) ** 2:
         inside = torch.minimum(mean - low if low else mean, torch.rsub(mean, high))
         correction, variance = _ramp(inside, variance, step(inside))

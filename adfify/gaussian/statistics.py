@@ -98,7 +98,7 @@ def _count(x: Tensor, dim: Dims) -> int:
     count = 1
     for axis in dim:
         count *= x.shape[axis]
-    return count
+    return count or 1  # an empty batch
 
 
 def _safe(x: Tensor) -> Tensor:

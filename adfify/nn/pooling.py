@@ -39,7 +39,8 @@ average = partial(register, family="pooling", exact=True, source=AVERAGE)
 def mean(input: Moments, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Moments:
     result = torch.mean(input.mean, dim, keepdim, dtype=dtype)
     variance = torch.mean(input.variance, dim, keepdim, dtype=dtype)
-    return Moments(result, variance * (result.numel() / input.mean.numel()))
+    count = input.mean.numel() or 1  # an empty batch
+    return Moments(result, variance * (result.numel() / count))
 
 
 @average(
