@@ -70,7 +70,7 @@ def summary(x: torch.Tensor) -> dict[str, float]:
 def assert_golden(case: dict, logits: Moments, stages: dict[str, Moments]) -> None:
     """To 1e-9 relative, also the smallest elements of a stage, 1e-17, which are pure rounding error.
 
-    Those differ by up to 2e-24 from one processor to the next, whose convolutions add up in another order.
+    Those differ by up to 9e-23 from one processor to the next, whose convolutions add up in another order.
     """
     probabilities = published.add(published.softmax(logits, 1), case["min_variance"])
     for out, prefix in ((logits, ""), (probabilities, "softmax_")):
@@ -83,7 +83,7 @@ def assert_golden(case: dict, logits: Moments, stages: dict[str, Moments]) -> No
             expected = dict(golden_summary)
             value = getattr(stages[name], part)
             assert list(value.shape) == expected.pop("shape")
-            assert summary(value) == pytest.approx(expected, rel=1e-9, abs=1e-23), (name, part)
+            assert summary(value) == pytest.approx(expected, rel=1e-9, abs=1e-21), (name, part)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['noise_variance']}-{c['min_variance']}-{c['salt']}")
