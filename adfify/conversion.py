@@ -104,7 +104,7 @@ def _checked_examples(example_inputs: Any) -> tuple[Any, ...] | None:
 
 def _by_other_engine(plan: Plan, args: tuple[Any, ...] | None, kwargs: Mapping[str, Any], rules: Rules) -> Plan:
     """What torch.fx finds no rule for, a function of a library say, torch.export may take apart into what has one."""
-    traced = tracing.exported(plan.traced.root, args, kwargs) if plan.traced.engine == "torch.fx" else None
+    traced = tracing.exported(plan.traced.root, args, kwargs, rules) if plan.traced.engine == "torch.fx" else None
     other = graph.plan(traced, rules) if traced is not None else plan
     return plan if other.missing else other
 

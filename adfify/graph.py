@@ -15,18 +15,19 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import fx, nn
 
-from adfify import complex_kinds, composition, inplace, locations, sizes, tracing
+from adfify import complex_kinds, composition, inplace, locations, random_draws, reading, sizes, tracing
 from adfify.composition import OfOneVariable
 from adfify.errors import MissingOp, UnsupportedOpsError
 from adfify.inplace import target_of
-from adfify.moments import as_moments, lift
+from adfify.moments import as_moments, lift, mean_of
 from adfify.network import WHOLE, ADFNetwork
 from adfify.nn.dropout import mask_rule
-from adfify.original import Operation, Origin, identity, of_node
-from adfify.registry import Rule, Rules, target_name
+from adfify.nn.writing import Written
+from adfify.original import OnCopy, Operation, Origin, identity, named, of_node
+from adfify.registry import RULES, Rule, Rules, target_name
 from adfify.skeleton import CONTAINERS, Skeleton, holding
 
-Action = Literal["input", "convert", "lift", "build", "keep", "missing", "output"]
+Action = Literal["input", "convert", "lift", "build", "keep", "missing", "unused", "output"]
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ class Step:
         node: the node.
         action: ``input`` becomes Moments, ``convert`` follows ``rule``, ``lift`` does so on a certain tensor taken
             with variance 0, ``build`` puts values into a dataclass or named tuple, ``keep`` carries no variance and
-            stays as it is, ``missing`` has no rule, ``output``.
+            stays as it is, ``missing`` has no rule, ``unused`` is read by no output and left out, ``output``.
         rule: the rule followed.
         op: the operation as the user knows it.
         missing: the operations without a rule; several for a module with children.
         of: where several operands are functions of one variable, that variable.
+        described: uncertain arguments of what is kept, which reads nothing but their dtype, shape or device.
     """
 
     node: fx.Node
@@ -50,6 +52,7 @@ class Step:
     rule: Rule | None = None
     missing: tuple[MissingOp, ...] = ()
     of: OfOneVariable | None = None
+    described: frozenset[fx.Node] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -108,19 +111,20 @@ def plan(traced: tracing.Traced, rules: Rules) -> Plan:
 
 
 def _steps(traced: tracing.Traced, rules: Rules, lifted: Set[int]) -> list[Step]:
-    order = {node: position for position, node in enumerate(traced.graph.nodes)}
+    live = reading.live(traced.graph) | reading.ancestors(list(traced.gaps))
     uncertain: set[fx.Node] = set()
     complex_nodes: set[fx.Node] = set()
     planned: dict[fx.Node, Rule] = {}
     steps = []
     for node in traced.graph.nodes:
+        if node not in live:
+            steps.append(Step(node, "unused", _op(node, traced.root)))
+            continue
         step = _of_known_kind(_step(node, traced, rules, uncertain), complex_nodes)
         if complex_kinds.is_complex(node, _rule_of(node, traced.root, rules), traced, complex_nodes):
             complex_nodes.add(node)
         if node.op == "call_module" and id(traced.root.get_submodule(str(node.target))) in lifted:
             step = _lifted(step, traced, rules)
-        if step.action == "convert":
-            step = _after_writing(step, traced.root, rules, order)
         if step.action == "convert" and step.rule is not None:
             planned[node] = step.rule
             of = composition.of_one_variable(node, traced.root, rules, uncertain - complex_nodes, planned)
@@ -167,30 +171,6 @@ def _lifted(step: Step, traced: tracing.Traced, rules: Rules) -> Step:
     return Step(step.node, "lift", step.op, other.rule) if other.action == "convert" else other
 
 
-def _after_writing(step: Step, root: nn.Module, rules: Rules, order: dict[fx.Node, int]) -> Step:
-    """Where the original writes in place: point later readers at the result, or report what can't be kept.
-
-    See Note [In-place operations]. What stays as it is (certain) really writes, and needs nothing.
-    """
-    node, written = step.node, inplace.written_by(step.node, root)
-    if written is None:
-        return step
-    reason = ""
-    if written.op == "get_attr":
-        reason = f"it writes an uncertain value in place into '{written.target}', a parameter, buffer or constant"
-    for alias in inplace.aliases(written, root, rules):
-        if alias is not node and any(order[user] > order[node] for user in alias.users):
-            reason = (
-                f"it writes in place into a tensor that '{alias.name}' shares, which is read afterwards; "
-                "with example_inputs, torch.export may follow that"
-            )
-    if reason:
-        return Step(node, "missing", step.op, None, (_missing(node, step.op, reason),))
-    for user in [user for user in written.users if order[user] > order[node]]:
-        user.replace_input_with(written, node)
-    return step
-
-
 def apply(plan: Plan, noise_variance: float, min_variance: float, share_weights: bool) -> ADFNetwork:
     """Build the ADF network that a plan describes.
 
@@ -219,6 +199,8 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
     absorbed = {node for step in plan.steps if step.of is not None for node in step.of.through}
     spare: list[fx.Node] = []  # what a composition computes by itself, and nothing else may need
     for step in plan.steps:
+        if step.action == "unused":
+            continue
         new = env[step.node] = _emit(graph, step, env, plan.traced.root)
         if step.action == "lift":
             for node in dict.fromkeys(new.all_input_nodes):
@@ -255,9 +237,10 @@ def _emit(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node], root: nn.Mod
         new = graph.create_node("call_function", step.rule.apply, (env[step.of.base],), {}, name=node.name)
         new.meta = {**node.meta, **_origin(step, root, step.of.function)}
         return new
-    if step.action != "convert" or step.rule is None or node.op == "call_module":
+    if step.action == "keep" and (step.described or inplace.written_by(node, root) is not None):
+        return _kept(graph, step, env, root)
+    if step.action not in ("convert", "lift") or step.rule is None or node.op == "call_module":
         new = graph.node_copy(node, env.__getitem__)
-        new.target = inplace.KEPT.get(node.target, node.target)
         if node.op == "call_module":
             new.target = node.target or WHOLE
             if step.rule is not None:
@@ -266,6 +249,34 @@ def _emit(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node], root: nn.Mod
     args, kwargs = fx.map_arg((_call_args(node), node.kwargs), env.__getitem__)
     new = graph.create_node("call_function", step.rule.apply, tuple(args), dict(kwargs), name=node.name)
     new.meta = {**node.meta, **_origin(step, root, of_node(node, root))}
+    return new
+
+
+# Note [Kept writes]
+# What carries no variance stays as the user wrote it, and where it writes in place it would write into the user's own
+# input, into a buffer, or into a constant that the next call starts from. So it works on a copy.
+
+
+def _kept(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node], root: nn.Module) -> fx.Node:
+    """What stays as it is, and writes (see Note [Kept writes]) or reads the metadata of what is uncertain."""
+    node = step.node
+
+    def given(value: fx.Node) -> fx.Node:
+        if value not in step.described:
+            return env[value]
+        mean = graph.call_function(mean_of, (env[value],))
+        mean.meta["origin"] = Origin(identity)
+        return mean
+
+    writes = inplace.written_by(node, root) is not None
+    if writes and node.op == "call_module":
+        copy = graph.call_method("clone", (env[node.args[0]],))  # type: ignore[index]
+        return graph.node_copy(node, lambda value: copy if value is node.args[0] else env[value])
+    if not writes:
+        return graph.node_copy(node, given)
+    args, kwargs = fx.map_arg((_call_args(node), node.kwargs), given)
+    new = graph.create_node("call_function", OnCopy(named(node)), tuple(args), dict(kwargs), name=node.name)
+    new.meta = dict(node.meta)
     return new
 
 
@@ -303,17 +314,21 @@ def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx
         return Step(node, "keep", "parameter or buffer")
     target = target_of(node, traced.root)
     op = target_name(target)
+    if node in traced.gaps:
+        return Step(node, "missing", op, None, (_missing(node, op, traced.gaps[node]),))
     if target is sizes.check:
         return Step(node, "keep", op)
-    if not any(argument in uncertain for argument in node.all_input_nodes):
-        # Note [No uncertain input, no conversion]
-        # Shapes, sizes, assertions, position embeddings: what carries no variance stays as the user wrote it.
-        return Step(node, "keep", op)
+    rule = target.rule if isinstance(target, Written) else rules.find(target)
+    touched = frozenset(argument for argument in node.all_input_nodes if argument in uncertain)
+    described = touched & reading.described(node, traced.root, rules)
+    if not touched or (touched == described and not (rule is not None and rule.certain)):
+        return _certain(node, op, described, traced.root, rules)
     if node.op == "call_function" and isinstance(target, type) and _is_record(target):
         return Step(node, "build", op)
-    rule = rules.find(target)
     if rule is None:
-        return Step(node, "missing", op, None, (_missing(node, op, _REASONS.get(target, "there is no rule for it")),))
+        random = random_draws.draws(node, traced.root)
+        reason = random_draws.REASON if random else _REASONS.get(target, "there is no rule for it")
+        return Step(node, "missing", op, None, (_missing(node, op, reason),))
     module = traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
     misfit = _misfit(node, rule, module, uncertain)
     if misfit:
@@ -323,6 +338,27 @@ def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx
         if children:
             return Step(node, "missing", op, rule, children)
     return Step(node, "convert", op, rule)
+
+
+def _certain(node: fx.Node, op: str, described: frozenset[fx.Node], root: nn.Module, rules: Rules) -> Step:
+    """The step of what has no uncertain input, and is certain unless it draws random numbers."""
+    # Note [No uncertain input, no conversion]
+    # Shapes, sizes, assertions, position embeddings: what carries no variance stays as the user wrote it.
+    rule = rules.find(target_of(node, root))
+    if rule is not None and rule.family == "dropout":
+        # The policy decides on dropout, not the training flag.
+        random = RULES.find(target_of(node, root)) is not rule or random_draws.draws(node, root)
+        return Step(node, "lift" if random else "keep", op, rule if random else None)
+    if not random_draws.draws(node, root):
+        return Step(node, "keep", op, described=described)
+    if rule is None or rule.apply.__module__.startswith("adfify."):  # F.rrelu's is that of a random argument
+        return Step(node, "missing", op, None, (_missing(node, op, random_draws.REASON),))
+    return Step(node, "convert", op, rule)
+
+
+def _op(node: fx.Node, root: nn.Module) -> str:
+    """A node's operation as the user knows it."""
+    return target_name(target_of(node, root)) if node.op.startswith("call") else node.op
 
 
 def _is_record(kind: type) -> bool:

@@ -256,6 +256,11 @@ def held_in(variance: Tensor, dtype: torch.dtype) -> Tensor:
     return variance.to(variance_dtype(dtype))
 
 
+def mean_of(x: Any) -> Any:
+    """What a certain operation is given, to read its dtype, shape or device; a tensor is itself."""
+    return x.mean if isinstance(x, Moments) else x
+
+
 def checked_variance(name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` can be one variance for all elements."""
     if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):

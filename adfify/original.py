@@ -58,8 +58,10 @@ class OnCopy:
 
     operation: Operation
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        copy = x.clone()
+    __name__ = "on_copy"
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        copy = x.clone() if isinstance(x, Tensor) else x
         result = self.operation(copy, *args, **kwargs)
         return copy if result is None else result
 
@@ -90,7 +92,7 @@ def identity(x: Any, *args: Any) -> Any:
 
 def of_node(node: fx.Node, root: nn.Module) -> Operation:
     """The operation of a function's or method's node of a traced graph; it takes the arguments of that node's rule."""
-    operation = _named(node)
+    operation = named(node)
     if node.kwargs.get("dropout_p"):
         return With(operation, "dropout_p", 0.0)
     if inplace.written_by(node, root) is None:
@@ -130,7 +132,8 @@ _DIFFERENTIABLE: dict[Any, Operation] = {
 }
 
 
-def _named(node: fx.Node) -> Operation:
+def named(node: fx.Node) -> Operation:
+    """The operation as a function that can be pickled."""
     if node.target in _DIFFERENTIABLE:
         return _DIFFERENTIABLE[node.target]
     if node.op == "call_method":
@@ -142,7 +145,7 @@ def _named(node: fx.Node) -> Operation:
     if isinstance(node.target, torch._ops.OpOverload):
         return Overload(str(node.target))
     assert callable(node.target)
-    return inplace.KEPT.get(node.target, node.target)
+    return node.target
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,10 +44,31 @@ class Proxy(fx.Proxy):
     def __itruediv__(self, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
-    def _not_kept(self, other: Any) -> Any:
-        raise TypeError("an in-place operator other than +=, -=, *= and /= can't be followed symbolically")
+    def __ifloordiv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.ifloordiv, (self, other), {})
 
-    __ipow__ = __imatmul__ = __ifloordiv__ = __imod__ = __iand__ = __ior__ = __ixor__ = _not_kept
+    def __imod__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imod, (self, other), {})
+
+    def __ipow__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.ipow, (self, other), {})
+
+    def __iand__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iand, (self, other), {})
+
+    def __ior__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.ior, (self, other), {})
+
+    def __ixor__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.ixor, (self, other), {})
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def _not_kept(self, other: Any) -> Any:
+        raise TypeError("`@=` can't be followed symbolically")
+
+    __imatmul__ = _not_kept
 
 
 def _question(frame: FrameType | None) -> str:

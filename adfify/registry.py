@@ -119,6 +119,7 @@ class Rule:
         continuous: whether the original is: where it jumps, its gradient does not say how much it varies.
         complex: whether it also takes ComplexMoments, see Note [Complex values].
         cases: calls of the original, from which the tests are made.
+        reads_metadata_of: arguments of which only dtype, shape or device matter, and whose elements do not.
     """
 
     targets: tuple[Target, ...]
@@ -132,6 +133,7 @@ class Rule:
     cases: tuple[Case, ...] = field(repr=False)
     continuous: bool = True
     complex: bool = False
+    reads_metadata_of: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -174,6 +176,7 @@ class Rules:
         cases: Sequence[Case] = (),
         continuous: bool = True,
         complex: bool = False,
+        reads_metadata_of: Sequence[str] = (),
     ) -> Callable[[Decorated], Decorated]:
         """Decorate the function, or module class, that propagates Moments through ``targets``.
 
@@ -188,6 +191,8 @@ class Rules:
             only: see :class:`Rule`; an operation called otherwise has no rule.
             continuous: False for an operation that jumps: ``joint`` then does not go by gradients.
             complex: whether it also takes complex random values (ComplexMoments).
+            reads_metadata_of: arguments of which only dtype, shape or device matter: where the others are certain, the
+                result is.
             cases: calls of the original operation to test with.
 
         Raises:
@@ -207,7 +212,7 @@ class Rules:
             may_alias = family == "structural" if alias is None else alias
             rule = Rule(
                 targets, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases), continuous,
-                complex,
+                complex, tuple(reads_metadata_of),
             )  # fmt: skip
             self._rules.update(dict.fromkeys(targets, rule))
             return apply

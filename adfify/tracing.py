@@ -7,10 +7,11 @@ is the next engine; both end in the same :class:`Traced` and the same registry.
 from __future__ import annotations
 
 import inspect
+import itertools
+import operator
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,12 +19,23 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen, _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
-from adfify import call_signature, export_tracing
+from adfify import (
+    call_signature,
+    export_tracing,
+    functionalisation,
+    inplace,
+    reading,
+    state,
+    two_calls,
+    two_runs,
+    watching,
+)
 from adfify.call_signature import CallSignature
 from adfify.errors import ModelError
 from adfify.locations import shortened, stopped_at
 from adfify.proxies import Proxy
 from adfify.registry import Rules
+from adfify.state import StateError
 
 # torch.nn classes whose forward is only a loop over their children: traced through, not leaves.
 _LOOPS = (nn.Sequential,)
@@ -39,6 +51,7 @@ class Traced:
         engine: which tracer made it.
         constants: tensors that the model made while being traced, by the graph's name for them.
         signature: what it is called with.
+        gaps: nodes that write in place into what can't be followed, and why.
     """
 
     root: nn.Module
@@ -46,6 +59,7 @@ class Traced:
     engine: str
     constants: dict[str, Tensor]
     signature: CallSignature
+    gaps: Mapping[fx.Node, str] = field(default_factory=dict)
 
     @property
     def certain_inputs(self) -> frozenset[str]:
@@ -87,14 +101,32 @@ def trace(
     _refuse_hooks(root)
     signature = call_signature.of_model(root, example_inputs, example_kwargs)
     if _is_leaf(root, rules):
-        return Traced(root, _of_whole(root, signature), "torch.fx", {}, signature)
+        return _functional(root, _of_whole(root, signature), "torch.fx", {}, signature, rules)
     try:
-        with left_untouched(root) as constants:
-            graph = _symbolic(root, rules, signature)
+        graph, constants = _symbolic(root, rules, signature)
+    except StateError:
+        raise
     except ModelError as error:
-        return _exported(root, example_inputs, example_kwargs, error)
+        return _exported(root, example_inputs, example_kwargs, error, rules)
     _drop_unused_rest(graph, type(root).__name__)
-    return Traced(root, graph, "torch.fx", constants, signature)
+    return _functional(root, graph, "torch.fx", constants, signature, rules)
+
+
+def _functional(
+    root: nn.Module, graph: fx.Graph, engine: str, constants: dict[str, Tensor], signature: CallSignature, rules: Rules
+) -> Traced:
+    done = functionalisation.functional(graph, root, rules, constants)
+    return Traced(root, done.graph, engine, constants, signature, _that_matter(done))
+
+
+def _that_matter(done: functionalisation.Functional) -> dict[fx.Node, str]:
+    """The gaps that an output may depend on."""
+    live = reading.live(done.graph)
+    return {
+        node: why
+        for node, why in done.gaps.items()
+        if node not in done.concerned or not live.isdisjoint(done.concerned[node])
+    }
 
 
 def _is_leaf(module: nn.Module, rules: Rules) -> bool:
@@ -119,30 +151,59 @@ class _Tracer(fx.Tracer):
     # Buffers stay references: baked in as constants they would go stale, silently, at the next load_state_dict.
     proxy_buffer_attributes = True
 
-    def __init__(self, rules: Rules, signature: CallSignature) -> None:
+    def __init__(
+        self, rules: Rules, signature: CallSignature, name_of_constants: str, makes_tensors: bool = False
+    ) -> None:
         functions = [target for rule in rules for target in rule.targets if inspect.isfunction(target)]
         super().__init__(autowrap_functions=tuple(functions))
         modules = {function.__module__ for function in functions}
         # A registered function is a leaf also where it is called as `library.function`: its home is patched too.
         homes = (sys.modules.get(name) for name in modules if not name.startswith("torch."))
         self._autowrap_search += [home for home in homes if home is not None]
-        self._rules = rules
-        self._signature = signature
+        self.rules = rules
+        self.signature = signature
+        self.constants = watching.Constants()
+        self.makes_tensors = makes_tensors
+        self._name_of_constants = name_of_constants
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Proxy(node, self)
 
     def _proxy_placeholder(self, name: str, *args: Any) -> Any:
         # Inputs left at their defaults, or that are no tensors, are what they are, and no inputs of the graph.
-        structure = self._signature.structures[name.lstrip("*")]
-        if name.startswith("*") and not structure and not self._signature.is_of_example:
+        structure = self.signature.structures[name.lstrip("*")]
+        if name.startswith("*") and not structure and not self.signature.is_of_example:
             return super()._proxy_placeholder(name, *args)
         return call_signature.mapped(
             structure, lambda leaf, path: self.create_proxy("placeholder", leaf.name, (), {}), name
         )
 
+    def make(self, function: Any, args: Any, kwargs: Any) -> fx.Proxy:
+        """A call that makes a tensor, as an operation of the graph."""
+        return self.create_proxy("call_function", function, args, kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
+            free = (f"{self._name_of_constants}{number}" for number in itertools.count())
+            name = next(n for n in free if n not in self.constants.tensors and not hasattr(self.root, n))
+            self.tensor_attrs[a] = name
+            self.constants.add(name, a)
+        return super().create_arg(a)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        written = inplace.written_by(node, self.root)
+        if written is not None and written.op == "get_attr":
+            path = str(written.target)
+            self.constants.write(path, self._real(path))
+        return node
+
+    def _real(self, path: str) -> Tensor:
+        known = [tensor for tensor, name in self.tensor_attrs.items() if name == path]
+        return known[0] if known else operator.attrgetter(path)(self.root)  # type: ignore[return-value]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_leaf(m, self._rules)
+        return _is_leaf(m, self.rules)
 
 
 def _drop_unused_rest(graph: fx.Graph, model: str) -> None:
@@ -155,14 +216,37 @@ def _drop_unused_rest(graph: fx.Graph, model: str) -> None:
         graph.erase_node(node)
 
 
-def _symbolic(root: nn.Module, rules: Rules, signature: CallSignature) -> fx.Graph:
-    tracer, random_state = _Tracer(rules, signature), torch.get_rng_state()
+def _symbolic(root: nn.Module, rules: Rules, signature: CallSignature) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """The graph by torch.fx, and the tensors that the model made."""
+    with state.untouched(root) as before, state.random_state_kept() as random:
+        tracer = _Tracer(rules, signature, "_tensor_constant")
+        graph = None
+        try:
+            graph = _run(tracer, root)
+        except ModelError:
+            if not tracer.constants.are_stale:
+                raise
+        if graph is not None and not tracer.constants.are_stale and not random.drawn():
+            _refuse_state(root, graph, tracer, before)
+            return graph, tracer.constants.tensors
+    # See Note [Real tensors in a symbolic trace].
+    with state.untouched(root) as before, state.random_state_kept() as random:
+        tracer = _Tracer(rules, signature, "_tensor_constant", makes_tensors=True)
+        graph = _run(tracer, root)
+        if random.drawn():
+            raise _frozen_draws(root, random.drawn())
+        if tracer.constants.are_stale:
+            raise ModelError(
+                f"{type(root).__name__} writes in place into a tensor that it made, which torch.fx would lose."
+            )
+        _refuse_state(root, graph, tracer, before)
+        return graph, tracer.constants.tensors
+
+
+def _run(tracer: _Tracer, root: nn.Module) -> fx.Graph:
     try:
-        graph = tracer.trace(root)
-        if not torch.equal(torch.get_rng_state(), random_state):
-            torch.set_rng_state(random_state)
-            raise RuntimeError("forward draws random numbers, which tracing would freeze")
-        return _with_structured_output(graph)
+        with watching.Watch(tracer.constants, tracer.make if tracer.makes_tensors else None):
+            return _with_structured_output(tracer.trace(root))
     except Exception as error:
         raise ModelError(
             f"{type(root).__name__} can't be traced by torch.fx{stopped_at(error)}: "
@@ -182,18 +266,54 @@ def _with_structured_output(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
+def _frozen_draws(root: nn.Module, libraries: list[str]) -> ModelError:
+    return ModelError(
+        f"{type(root).__name__}.forward draws random numbers by {' and '.join(libraries)}, which tracing would freeze. "
+        "Make them an input of forward, given as Moments(mean, variance), or a function with a rule of its own."
+    )
+
+
+def _refuse_state(root: nn.Module, graph: fx.Graph, tracer: _Tracer, before: state.Snapshot) -> None:
+    """Raise where a second call would read what the first one leaves: see Note [State], adfify.state."""
+    changes = before.changes()
+    written = functionalisation.functional(graph, root, tracer.rules, tracer.constants.tensors).written
+    names = [name for name in dict.fromkeys([*changes, *sorted(written)]) if name not in tracer.constants.tensors]
+    if not names:
+        return
+    for node in reading.live(graph):
+        called = str(node.target) if node.op == "call_module" else None
+        holds = [name for name in names if called is not None and name.startswith(f"{called}.")]
+        if holds or (node.op == "get_attr" and node.target in changes):
+            raise state.refuse(root, holds or [str(node.target)])
+    again = _Tracer(tracer.rules, tracer.signature, "_tensor_of_second_call", tracer.makes_tensors)
+    try:
+        second = _run(again, root)
+        numbering = two_calls.Numbering(root, tracer.rules, {**tracer.constants.tensors, **again.constants.tensors})
+        same = numbering.output(graph) == numbering.output(two_calls.in_sequence(graph, second))
+    except (ModelError, KeyError, RuntimeError) as error:
+        raise state.refuse(root, names) from error
+    if not same:
+        raise state.refuse(root, names)
+
+
 def exported(
-    root: nn.Module, example_inputs: tuple[Any, ...] | None, example_kwargs: Mapping[str, Any]
+    root: nn.Module, example_inputs: tuple[Any, ...] | None, example_kwargs: Mapping[str, Any], rules: Rules
 ) -> Traced | None:
     """The graph by torch.export where that can make one: it needs inputs to run the model on."""
     try:
-        return _exported(root, example_inputs, example_kwargs, ModelError(""))
+        return _exported(root, example_inputs, example_kwargs, ModelError(""), rules)
+    except StateError:
+        raise
     except ModelError:
         return None
 
 
 def _exported(
-    root: nn.Module, example_inputs: tuple[Any, ...] | None, example_kwargs: Mapping[str, Any], reason: ModelError
+    root: nn.Module,
+    example_inputs: tuple[Any, ...] | None,
+    example_kwargs: Mapping[str, Any],
+    reason: ModelError,
+    rules: Rules,
 ) -> Traced:
     """The second engine, for what the first can't trace."""
     has_example = example_inputs is not None or bool(example_kwargs)
@@ -205,8 +325,12 @@ def _exported(
     signature = call_signature.of_model(root, args, example_kwargs)
     tensors = tuple(signature.flatten(args or (), example_kwargs))
     sizes_vary = not _configuration(root).get("fixed_input_size")
-    graph, constants = export_tracing.export(root, signature, tensors, str(reason), sizes_vary)
-    return Traced(root, graph, "torch.export", constants, signature)
+    with state.untouched(root), state.random_state_kept() as random:
+        graph, constants = export_tracing.export(root, signature, tensors, str(reason), sizes_vary)
+        if random.drawn():
+            raise _frozen_draws(root, random.drawn())
+    two_runs.refuse_state(root, signature, tensors)
+    return _functional(root, graph, "torch.export", constants, signature, rules)
 
 
 def derive_inputs(root: nn.Module) -> tuple[Tensor, ...] | None:
@@ -262,38 +386,3 @@ def _refuse_hooks(root: nn.Module) -> None:
 
 def _hook_name(hook: Any) -> str:
     return getattr(hook, "__qualname__", None) or type(hook).__qualname__
-
-
-def _refuse_stored_results(root: nn.Module) -> None:
-    """Raise where a forward assigns a buffer."""
-    for path, module in root.named_modules():
-        for table in _TABLES:
-            for name, value in vars(module)[table].items():
-                if isinstance(value, fx.Proxy):
-                    raise ModelError(
-                        f"{type(root).__name__} stores what it computes in '{f'{path}.' if path else ''}{name}', which "
-                        "torch.fx would lose."
-                    )
-
-
-_TABLES = ("_parameters", "_buffers", "_modules")
-
-
-@contextmanager
-def left_untouched(root: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Undo what a traced forward stores on the model; the tensors that torch.fx puts there are what it yields."""
-    before = [(module, dict(vars(module)), [dict(vars(module)[t]) for t in _TABLES]) for module in root.modules()]
-    constants: dict[str, Tensor] = {}
-    try:
-        yield constants
-        _refuse_stored_results(root)
-    finally:
-        for name in set(vars(root)) - set(before[0][1]):
-            if isinstance(vars(root)[name], Tensor):
-                constants[name] = vars(root)[name]
-        for module, attributes, tables in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for table, content in zip(_TABLES, tables, strict=True):
-                vars(module)[table].clear()
-                vars(module)[table].update(content)

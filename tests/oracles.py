@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from adfify.moments import ComplexMoments, Moments
 from adfify.nn.complex_values import view_as_complex, view_as_real
+from adfify.original import OnCopy
 from adfify.registry import RULES, Case, Certain, Rule, Rules, Target, Uncertain, target_name
 from adfify.skeleton import Skeleton
 from adfify.tracing import Traced
@@ -200,6 +202,8 @@ def _values(result: Any) -> Iterator[Any]:
 
 
 def _callable(target: Target) -> Callable[..., Any]:
+    if target is operator.setitem:
+        return OnCopy(operator.setitem)  # its result is what it wrote into
     if not isinstance(target, str):
         return target
     if target.startswith("."):

@@ -203,15 +203,15 @@ def test_in_place_writes_are_seen_by_later_readers():
         assert torch.equal(got.mean, expected)
 
 
-def test_in_place_write_through_a_view_is_refused():
+def test_in_place_write_through_what_may_be_a_view_is_refused():
     class View(nn.Module):
         def forward(self, x):
             y = x * 2
-            head = y[:, :2]
+            head = y.transpose(0, 1).reshape(2, -1)
             head.relu_()
             return y
 
-    with pytest.raises(UnsupportedOpsError, match=r"relu_.*writes in place.*shares"):
+    with pytest.raises(UnsupportedOpsError, match=r"relu_.*writes in place.*share"):
         adfify.adfify(View())
 
 
@@ -497,20 +497,25 @@ def test_augmented_assignment_is_seen_through_every_name():
         assert torch.equal(got.mean, expected)
 
 
-@pytest.mark.parametrize("kind", ["constant", "buffer"])
-def test_an_uncertain_write_into_the_models_own_tensor_is_refused(kind):
+def test_an_uncertain_write_into_a_tensor_of_forward_is_made_anew_and_into_a_buffer_that_is_read_is_refused():
     class Writes(nn.Module):
-        def __init__(self):
+        def __init__(self, kind):
             super().__init__()
             self.register_buffer("total", torch.zeros(3))
+            self.kind = kind
 
         def forward(self, x):
-            into = self.total if kind == "buffer" else torch.zeros(3)
+            into = self.total if self.kind == "buffer" else torch.zeros(3)
             into.add_(x)
             return into * 2
 
-    with pytest.raises(UnsupportedOpsError, match=r"add_.*writes an uncertain value in place into"):
-        adfify.adfify(Writes())
+    with pytest.raises(ModelError, match=r"reads what an earlier call left in 'total'"):
+        adfify.adfify(Writes("buffer"))
+    adf, x = adfify.adfify(Writes("constant"), noise_variance=0.5), torch.randn(3)
+    for _ in range(2):
+        mean, variance = adf(x)
+        torch.testing.assert_close(mean, 2 * x)
+        torch.testing.assert_close(variance, torch.full((3,), 2.0))
 
 
 def test_a_module_on_certain_and_on_uncertain_tensors_takes_the_certain_one_with_variance_0():
@@ -542,7 +547,7 @@ def test_random_numbers_star_arguments_and_extra_state_are_refused():
         def get_extra_state(self):
             return {"version": 1}
 
-    with pytest.raises(ModelError, match=r"draws random numbers"):
+    with pytest.raises(UnsupportedOpsError, match=r"torch.rand .*test_conversion.py:\d+\): it draws random numbers"):
         adfify.adfify(Noisy())
     with pytest.raises(ModelError, match=r"uses \*xs"):
         adfify.adfify(Star())

@@ -208,7 +208,7 @@ class Counting(nn.Module):
 
 
 def test_a_buffer_that_is_assigned_is_not_lost():
-    with pytest.raises(ModelError, match="stores what it computes in 'count'"):
+    with pytest.raises(ModelError, match="reads what an earlier call left in 'count'"):
         adfify.adfify(Counting())
 
 

@@ -70,7 +70,7 @@ def view(input: Moments, *shape: Any) -> Moments:
     return Moments(input.mean.view(*shape), input.variance.reshape(*shape))
 
 
-@structural("view_as", cases=[case(Uncertain((2, 6)), Certain((3, 4)))])
+@structural("view_as", reads_metadata_of=("other",), cases=[case(Uncertain((2, 6)), Certain((3, 4)))])
 def view_as(input: Moments, other: Moments | Tensor) -> Moments:
     return both(Tensor.view, input, other.shape)
 
@@ -80,7 +80,7 @@ def reshape(input: Moments, *shape: Any) -> Moments:
     return both(Tensor.reshape, input, *shape)
 
 
-@structural("reshape_as", cases=[case(Uncertain((2, 6)), Certain((3, 4)))])
+@structural("reshape_as", reads_metadata_of=("other",), cases=[case(Uncertain((2, 6)), Certain((3, 4)))])
 def reshape_as(input: Moments, other: Moments | Tensor) -> Moments:
     return both(Tensor.reshape, input, other.shape)
 
@@ -128,7 +128,7 @@ def expand(input: Moments, *size: Any) -> Moments:
     return both(Tensor.expand, input, *size)
 
 
-@structural("expand_as", cases=[case(Uncertain((2, 1)), Certain((2, 3)))])
+@structural("expand_as", reads_metadata_of=("other",), cases=[case(Uncertain((2, 1)), Certain((2, 3)))])
 def expand_as(input: Moments, other: Moments | Tensor) -> Moments:
     return both(Tensor.expand, input, other.shape)
 
@@ -153,7 +153,11 @@ def detach(input: Moments) -> Moments:
     return both(torch.detach, input)
 
 
-@structural("to", cases=[case(Uncertain((2, 3)), torch.float64), case(Uncertain((2, 3)), Uncertain((1,)))])
+@structural(
+    "to",
+    reads_metadata_of=("args", "kwargs"),
+    cases=[case(Uncertain((2, 3)), torch.float64), case(Uncertain((2, 3)), Uncertain((1,)))],
+)
 def to(input: Moments, *args: Any, **kwargs: Any) -> Moments:
     target = [x.mean if isinstance(x, (Moments, ComplexMoments)) else x for x in args]
     # torch.export writes `cpu()` with a layout, which the method has no argument for.
@@ -179,7 +183,7 @@ def cast(op: Callable[..., Tensor], x: Moments | ComplexMoments, *args: Any, **k
     return Moments(mean, x.variance.to(mean.device, variance_dtype(mean.dtype)))
 
 
-@structural("type_as", cases=[case(Uncertain((2, 3)), Certain((2,)))])
+@structural("type_as", reads_metadata_of=("other",), cases=[case(Uncertain((2, 3)), Certain((2,)))])
 def type_as(input: Moments, other: Moments | Tensor) -> Moments:
     return cast(Tensor.to, input, other.dtype)  # type: ignore[no-any-return]
 

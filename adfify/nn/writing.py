@@ -5,18 +5,21 @@ torch.export makes writes through views functional: `aten.slice_scatter`, `aten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.node import map_aggregate
 
 from adfify.errors import InputError
 from adfify.moments import Moments, lift, variance_dtype
 from adfify.nn.complex_parts import each_part, is_complex
 from adfify.nn.resampling import laid_out_like
-from adfify.registry import Certain, Uncertain, case, register
+from adfify.registry import Certain, Rule, Uncertain, case, register
 
 aten = torch.ops.aten
 
@@ -192,3 +195,71 @@ def index_add(
     a, b = lift(input), lift(source)
     mean = torch.index_add(a.mean, dim, index, b.mean, alpha=alpha)
     return Moments(mean, torch.index_add(a.variance, dim, index, b.variance, alpha=alpha**2))
+
+
+@written(
+    operator.setitem,
+    cases=[
+        case(Uncertain((2, 3)), (slice(None), slice(0, 2)), Uncertain((2, 2))),
+        case(Uncertain((2, 3)), 0, Uncertain((3,))),
+        case(Uncertain((2, 3)), _MASK, 2.5),
+    ],
+)
+def setitem(input: Moments | Tensor, index: Any, value: Moments | Tensor | float) -> Moments:
+    """``input[index] = value``; the result is what ``input`` is then."""
+    _refuse_lost_part(input, value)
+    return _with_item(input, index, value)
+
+
+@each_part("value")
+def _with_item(input: Moments | Tensor, index: Any, value: Moments | Tensor | float) -> Moments:
+    a, b = lift(input), lift(value) if isinstance(value, Moments | Tensor) else Moments(value, 0.0)  # type: ignore[arg-type]
+    mean, variance = a.mean.clone(), laid_out_like(a.variance, a.mean).clone()
+    mean[index] = b.mean
+    variance[index] = b.variance
+    return Moments(mean, variance)
+
+
+# Writes through views
+
+
+@dataclass(frozen=True)
+class Given:
+    """In a view's arguments: a value that the network computes, by its number."""
+
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A copy of a tensor, in which the elements that a view shows are others: what a write through a view leaves.
+
+    Attributes:
+        views: operation, further positional and keyword arguments, one view of the other.
+    """
+
+    views: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...]
+
+    __name__ = "written"
+
+    def __call__(self, input: Moments | Tensor, value: Moments | Tensor, *given: Any) -> Any:
+        if isinstance(input, Tensor) and isinstance(value, Tensor):
+            return self._written(input.clone(), value, given)
+        a, b = lift(input), lift(value)
+        mean = self._written(a.mean.clone(), b.mean, given)
+        return Moments(mean, self._written(torch.empty_like(mean).copy_(a.variance), b.variance, given))
+
+    def _written(self, copy: Tensor, value: Tensor, given: Sequence[Any]) -> Tensor:
+        view: Any = copy
+        for operation, args, kwargs in self.views:
+            args, kwargs = map_aggregate(
+                (args, kwargs), lambda leaf: given[leaf.number] if isinstance(leaf, Given) else leaf
+            )
+            view = operation(view, *args, **kwargs)
+        view.copy_(value)
+        return copy
+
+    @property
+    def rule(self) -> Rule:
+        """Of this write."""
+        return Rule((self,), self, "structural", True, WRITTEN, 0.0, False, {}, ())
