@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from adfify import inplace, original
+from adfify import call_forms, inplace, original
 from adfify.nn.writing import Given, Written
 from adfify.registry import Rules
 
@@ -69,6 +69,8 @@ def functional(graph: fx.Graph, root: nn.Module, rules: Rules, constants: Mappin
         rules: which say of what is written in Python whether it may return a view.
         constants: tensors that the model made while being traced.
     """
+    for node in graph.nodes:
+        call_forms.normalise(node, inplace.target_of(node, root))
     return _Functionalisation(root, rules, constants).of(graph)
 
 

@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import fx, nn
 
-from adfify import complex_kinds, composition, inplace, locations, random_draws, reading, sizes, tracing
+from adfify import (
+    arguments,
+    complex_kinds,
+    composition,
+    inplace,
+    locations,
+    random_draws,
+    reading,
+    sizes,
+    tracing,
+)
+from adfify.arguments import Call, call_of
+from adfify.call_forms import nodes_in
 from adfify.composition import OfOneVariable
 from adfify.errors import MissingOp, UnsupportedOpsError
 from adfify.inplace import target_of
@@ -25,6 +37,7 @@ from adfify.nn.dropout import mask_rule
 from adfify.nn.writing import Written
 from adfify.original import OnCopy, Operation, Origin, identity, named, of_node
 from adfify.registry import RULES, Rule, Rules, target_name
+from adfify.signatures import Place
 from adfify.skeleton import CONTAINERS, Skeleton, holding
 
 Action = Literal["input", "convert", "lift", "build", "keep", "missing", "unused", "output"]
@@ -42,6 +55,7 @@ class Step:
         rule: the rule followed.
         op: the operation as the user knows it.
         missing: the operations without a rule; several for a module with children.
+        call: how the rule is called, where one is followed.
         of: where several operands are functions of one variable, that variable.
         described: uncertain arguments of what is kept, which reads nothing but their dtype, shape or device.
     """
@@ -51,6 +65,7 @@ class Step:
     op: str
     rule: Rule | None = None
     missing: tuple[MissingOp, ...] = ()
+    call: Call | None = None
     of: OfOneVariable | None = None
     described: frozenset[fx.Node] = frozenset()
 
@@ -168,7 +183,9 @@ def _lifted(step: Step, traced: tracing.Traced, rules: Rules) -> Step:
         return step
     # What is planned as if its inputs were uncertain is then given them as Moments of variance 0.
     other = _step(step.node, traced, rules, set(step.node.all_input_nodes))
-    return Step(step.node, "lift", step.op, other.rule) if other.action == "convert" else other
+    if other.action != "convert" or other.call is None:
+        return other
+    return Step(step.node, "lift", step.op, other.rule, call=other.call.all_lifted())
 
 
 def apply(plan: Plan, noise_variance: float, min_variance: float, share_weights: bool) -> ADFNetwork:
@@ -202,12 +219,6 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
         if step.action == "unused":
             continue
         new = env[step.node] = _emit(graph, step, env, plan.traced.root)
-        if step.action == "lift":
-            for node in dict.fromkeys(new.all_input_nodes):
-                with graph.inserting_before(new):
-                    moments = graph.call_function(lift, (node,))
-                moments.meta["origin"] = Origin(identity)
-                new.replace_input_with(node, moments)
         follows = step.rule if step.action in ("convert", "lift") else None
         if follows is not None and _asks_for_min_variance(follows):
             new.kwargs = {**new.kwargs, "min_variance": min_variance}
@@ -239,17 +250,34 @@ def _emit(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node], root: nn.Mod
         return new
     if step.action == "keep" and (step.described or inplace.written_by(node, root) is not None):
         return _kept(graph, step, env, root)
-    if step.action not in ("convert", "lift") or step.rule is None or node.op == "call_module":
+    if step.rule is None or step.call is None or step.action not in ("convert", "lift"):
         new = graph.node_copy(node, env.__getitem__)
         if node.op == "call_module":
             new.target = node.target or WHOLE
-            if step.rule is not None:
-                new.meta = {**new.meta, **_origin(step, root, None)}
         return new
-    args, kwargs = fx.map_arg((_call_args(node), node.kwargs), env.__getitem__)
-    new = graph.create_node("call_function", step.rule.apply, tuple(args), dict(kwargs), name=node.name)
+    args, kwargs = _given(graph, step.call, env)
+    if node.op == "call_module":
+        new = graph.create_node("call_module", node.target or WHOLE, args, kwargs, name=node.name)
+        new.meta = {**node.meta, **_origin(step, root, None)}
+        return new
+    new = graph.create_node("call_function", step.rule.apply, args, kwargs, name=node.name)
     new.meta = {**node.meta, **_origin(step, root, of_node(node, root))}
     return new
+
+
+def _given(graph: fx.Graph, call: Call, env: dict[fx.Node, fx.Node]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a rule's call in the new graph, those that have to be lifted lifted."""
+    lifted: dict[fx.Node, fx.Node] = {}
+    for known in dict.fromkeys(node for place, value in call.places() for node in nodes_in(value)):
+        if any(node is known for _, node in call.lifts):
+            lifted[known] = graph.call_function(lift, (env[known],))
+            lifted[known].meta["origin"] = Origin(identity)
+
+    def given(place: Place, value: Any) -> Any:
+        return fx.map_arg(value, lambda node: lifted[node] if (place, node) in call.lifts else env[node])
+
+    args = tuple(given(place, value) for place, value in enumerate(call.args))
+    return args, {name: given(name, value) for name, value in call.kwargs.items()}
 
 
 # Note [Kept writes]
@@ -274,7 +302,7 @@ def _kept(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node], root: nn.Mod
         return graph.node_copy(node, lambda value: copy if value is node.args[0] else env[value])
     if not writes:
         return graph.node_copy(node, given)
-    args, kwargs = fx.map_arg((_call_args(node), node.kwargs), given)
+    args, kwargs = fx.map_arg((call_of(node).args, node.kwargs), given)
     new = graph.create_node("call_function", OnCopy(named(node)), tuple(args), dict(kwargs), name=node.name)
     new.meta = dict(node.meta)
     return new
@@ -330,14 +358,14 @@ def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx
         reason = random_draws.REASON if random else _REASONS.get(target, "there is no rule for it")
         return Step(node, "missing", op, None, (_missing(node, op, reason),))
     module = traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
-    misfit = _misfit(node, rule, module, uncertain)
-    if misfit:
-        return Step(node, "missing", op, rule, (_missing(node, op, misfit),))
+    call = arguments.fit(node, target, rule, module, uncertain)
+    if isinstance(call, str):
+        return Step(node, "missing", op, rule, (_missing(node, op, call),))
     if module is not None:
         children = tuple(_missing_children(node, module, rule, rules))
         if children:
             return Step(node, "missing", op, rule, children)
-    return Step(node, "convert", op, rule)
+    return Step(node, "convert", op, rule, call=call)
 
 
 def _certain(node: fx.Node, op: str, described: frozenset[fx.Node], root: nn.Module, rules: Rules) -> Step:
@@ -348,12 +376,21 @@ def _certain(node: fx.Node, op: str, described: frozenset[fx.Node], root: nn.Mod
     if rule is not None and rule.family == "dropout":
         # The policy decides on dropout, not the training flag.
         random = RULES.find(target_of(node, root)) is not rule or random_draws.draws(node, root)
-        return Step(node, "lift" if random else "keep", op, rule if random else None)
+        return _of_certain("lift", node, op, rule, root) if random else Step(node, "keep", op)
     if not random_draws.draws(node, root):
         return Step(node, "keep", op, described=described)
     if rule is None or rule.apply.__module__.startswith("adfify."):  # F.rrelu's is that of a random argument
         return Step(node, "missing", op, None, (_missing(node, op, random_draws.REASON),))
-    return Step(node, "convert", op, rule)
+    return _of_certain("convert", node, op, rule, root)
+
+
+def _of_certain(action: Literal["lift", "convert"], node: fx.Node, op: str, rule: Rule, root: nn.Module) -> Step:
+    """The step of a rule that is called on nothing uncertain: what it needs as Moments, for a lift all, is lifted."""
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    call = arguments.fit(node, target_of(node, root), rule, module, set())
+    if isinstance(call, str):
+        return Step(node, "missing", op, rule, (_missing(node, op, call),))
+    return Step(node, action, op, rule, call=call.all_lifted() if action == "lift" else call)
 
 
 def _op(node: fx.Node, root: nn.Module) -> str:
@@ -364,10 +401,6 @@ def _op(node: fx.Node, root: nn.Module) -> str:
 def _is_record(kind: type) -> bool:
     """Whether it is a dataclass or a named tuple: what a model returns its outputs in."""
     return is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
-
-
-def _call_args(node: fx.Node) -> tuple[Any, ...]:
-    return node.args[:1] if node.target is getattr else node.args
 
 
 def _missing(node: fx.Node, op: str, reason: str) -> MissingOp:
@@ -389,37 +422,3 @@ def _missing_below(node: fx.Node, module: nn.Module, above: str, rules: Rules) -
             yield MissingOp(op, path, locations.source_line(node), "there is no rule for it")
         elif found is None or getattr(found.apply, "converts_children", False):
             yield from _missing_below(node, child, path, rules)
-
-
-def _misfit(node: fx.Node, rule: Rule, module: nn.Module | None, uncertain: set[fx.Node]) -> str:
-    """Why a rule can't take the arguments of this node, or ``""``."""
-    if isinstance(rule.apply, type):
-        signature = inspect.signature(rule.apply.forward)  # type: ignore[attr-defined]
-        args: tuple[Any, ...] = (None, *node.args)
-    else:
-        signature, args = inspect.signature(rule.apply), _call_args(node)
-    try:
-        bound = signature.bind(*args, **node.kwargs)
-    except TypeError as error:
-        return f"the rule {rule.name}{signature} does not take these arguments: {error}"
-    for name, allowed in rule.only.items():
-        given = bound.arguments.get(name, getattr(module, name, allowed))
-        if given != allowed:
-            return f"there is a rule only for {name}={allowed!r}, and it is {given!r} here"
-    for name, value in bound.arguments.items():
-        kind = str(signature.parameters[name].annotation)
-        random = any(used in uncertain for used in _nodes_in(value))
-        if random and "Moments" not in kind and kind not in _ANY:
-            return f"its argument '{name}' is uncertain here, and the rule {rule.name} takes it only as certain"
-        if not random and kind == "Moments":
-            return f"its argument '{name}' is certain here, and the rule {rule.name} takes it only as uncertain"
-    return ""
-
-
-_ANY = ("Any", "typing.Any", str(inspect.Parameter.empty))
-
-
-def _nodes_in(value: Any) -> Sequence[fx.Node]:
-    found: list[fx.Node] = []
-    fx.map_arg(value, found.append)
-    return found

@@ -239,7 +239,13 @@ def as_moments(value: Any, noise_variance: float, name: str = "input") -> Any:
 
 
 def lift(x: Moments | Tensor) -> Moments:
-    """A certain tensor as a random one of variance 0."""
+    """A certain tensor as a random one of variance 0.
+
+    Raises:
+        InputError: neither a tensor nor Moments.
+    """
+    if not isinstance(x, (Moments, Tensor)):
+        raise InputError(f"{_describe(x)} was given where Moments are needed; a tensor can be taken with variance 0.")
     return x if isinstance(x, Moments) else Moments(x, torch.zeros_like(x, dtype=variance_dtype(x.dtype)))
 
 

@@ -7,11 +7,12 @@ function, or the module class derived from :class:`adfify.nn.ADFModule`, that do
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from adfify.moments import floor
 from adfify.precision import original_of, wide
+from adfify.signatures import signature_of
 
 Target = Callable[..., Any] | type | str
 Keep = Callable[[Any, float], Any]
@@ -142,6 +144,11 @@ class Rule:
         return f"{named.__module__ or 'unknown'}.{named.__qualname__}"
 
     @property
+    def signature(self) -> inspect.Signature:
+        """What it takes, type hints resolved: see Note [What an annotation says]."""
+        return signature_of(self.apply)
+
+    @property
     def certain(self) -> bool:
         """Whether the result is no random tensor: a shape, a dtype, a size."""
         return self.family == "metadata"
@@ -177,8 +184,13 @@ class Rules:
         continuous: bool = True,
         complex: bool = False,
         reads_metadata_of: Sequence[str] = (),
+        override: bool = False,
     ) -> Callable[[Decorated], Decorated]:
         """Decorate the function, or module class, that propagates Moments through ``targets``.
+
+        What the rule is given follows from its type hints: ``Moments`` (a certain tensor is lifted to variance 0),
+        ``Moments | Tensor`` (either), ``Tensor``, ``int`` ... (what is certain); an argument without a hint is given
+        what comes.
 
         Args:
             targets: functions, method names, attribute names (``".shape"``), aten overloads or module
@@ -194,30 +206,55 @@ class Rules:
             reads_metadata_of: arguments of which only dtype, shape or device matter: where the others are certain, the
                 result is.
             cases: calls of the original operation to test with.
+            override: True to replace the rule that a target has in this table; the targets' namesakes (the method
+                ``"relu"`` beside ``torch.relu``) keep theirs.
 
         Raises:
-            TypeError: no targets, an unknown family, or a target of the wrong type.
+            TypeError: no targets, an unknown family, a target of the wrong type, a method or attribute that
+                torch.Tensor has not, or a type hint of the rule that can't be resolved.
+            ValueError: a target has a rule in this table already, and ``override`` is not given.
         """
         _check_targets(targets, family)
+        known = tuple(dict.fromkeys(map(_known_as, targets)))
+        if not override:
+            self._refuse_second(known)
         for target in targets:
             _give_home(target)
 
         def decorate(apply: Decorated) -> Decorated:
+            signature_of(apply)
             _give_home(apply)
             if family not in MOVING and not isinstance(apply, type):
                 # An overlay's operations are not the originals: other numerics, or masks drawn at random.
                 callable_here = self._parent is None and family != "dropout"
-                original = original_of(targets) if callable_here else None
+                original = original_of(known) if callable_here else None
                 apply = wide(original, linear=exact and family in _LINEAR)(apply)
             may_alias = family == "structural" if alias is None else alias
             rule = Rule(
-                targets, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases), continuous,
+                known, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases), continuous,
                 complex, tuple(reads_metadata_of),
             )  # fmt: skip
-            self._rules.update(dict.fromkeys(targets, rule))
+            self._replace(known)
+            self._rules.update(dict.fromkeys(known, rule))
             return apply
 
         return decorate
+
+    def _refuse_second(self, targets: tuple[Target, ...]) -> None:
+        taken = [target for target in targets if target in self._rules]
+        if taken:
+            rule = self._rules[taken[0]]
+            raise ValueError(
+                f"{target_name(taken[0])} has a rule already: {rule.name}, which is also that of "
+                f"{', '.join(target_name(t) for t in rule.targets if t != taken[0]) or 'nothing else'}. "
+                "Give override=True to replace it for the targets that you name."
+            )
+
+    def _replace(self, targets: tuple[Target, ...]) -> None:
+        """Take targets from the rules that they have: each then tells only of what it still does."""
+        for old in {id(rule): rule for rule in map(self._rules.get, targets) if rule is not None}.values():
+            rest = replace(old, targets=tuple(target for target in old.targets if target not in targets))
+            self._rules.update(dict.fromkeys(rest.targets, rest))
 
     def find(self, target: Target) -> Rule | None:
         """The rule of a target, exactly matched, or None."""
@@ -284,19 +321,36 @@ def load_extensions() -> None:
 # torch.export speaks aten: `aten.relu_.default`, `aten.permute.default`. Each is what torch.relu_, the method
 # `permute` or torch.nn.functional's function of that name calls, with the same arguments in the same order, so one rule
 # serves all of them. Where the order differs (torch.nn.functional.batch_norm), the aten overload is registered itself.
+# That holds for the namespace aten alone: a library's own operator `mylib::relu` may do anything, and is known only
+# as itself.
 def _names(target: Target) -> Iterator[Target]:
     """What a target is known by: itself, and for an aten overload the functions that are it."""
     yield target
-    if not isinstance(target, torch._ops.OpOverload):
+    packet = target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
         return
-    packet = target.overloadpacket
     yield packet
+    if packet._qualified_op_name.partition("::")[0] != "aten":
+        return
     # torch.nn.functional's function of the name of an overload with several results (adaptive_max_pool2d) returns one.
-    homes = (torch, torch._C._nn, functional) if len(target._schema.returns) == 1 else (torch, torch._C._nn)
+    several = not isinstance(target, torch._ops.OpOverload) or len(target._schema.returns) != 1
+    homes = (torch, torch._C._nn) if several else (torch, torch._C._nn, functional)
     # An in-place overload (silu_) has the arguments of the one that is not, and that is what a rule computes.
     for name in dict.fromkeys((packet.__name__, packet.__name__.rstrip("_"))):
         yield from (getattr(home, name) for home in homes if hasattr(home, name))
         yield name
+
+
+def _known_as(target: Target) -> Target:
+    """What a traced graph calls a target: ``torch.Tensor.relu`` is the method ``"relu"``, a property ``".mT"``."""
+    name = getattr(target, "__name__", None)
+    if isinstance(target, (str, type)) or name is None or vars(torch.Tensor).get(name, _base(name)) is not target:
+        return target
+    return str(name) if callable(target) else f".{name}"
+
+
+def _base(name: str) -> Any:
+    return vars(torch._C.TensorBase).get(name)
 
 
 def target_name(target: Target) -> str:
@@ -334,7 +388,23 @@ def _check_targets(targets: Sequence[Target], family: str) -> None:
     if family not in FAMILIES:
         raise TypeError(f"family {family!r} is unknown; it is one of {', '.join(FAMILIES)}.")
     for target in targets:
-        if not (callable(target) or isinstance(target, str)):
+        if isinstance(target, str):
+            _check_name(target)
+        elif not (callable(target) or _known_as(target) is not target):
             raise TypeError(f"{target!r} is no target: give a function, a module class, or a method's name.")
         if isinstance(target, type) and not issubclass(target, nn.Module):
             raise TypeError(f"{target!r} is no target: of classes, only torch.nn.Module subclasses are.")
+
+
+def _check_name(target: str) -> None:
+    """Raise unless it is the name of a method of torch.Tensor, or of an attribute with a leading dot."""
+    name = target.removeprefix(".")
+    if hasattr(torch.Tensor, name):
+        return
+    near = difflib.get_close_matches(name, dir(torch.Tensor), 3)
+    kind = "attribute" if target.startswith(".") else "method"
+    raise TypeError(
+        f"{target!r} is no target: torch.Tensor has no {kind} of that name. "
+        + (f"The nearest are {', '.join(map(repr, near))}. " if near else "")
+        + "Give a function or a module class itself, and only a method of Tensor by its name."
+    )

@@ -199,11 +199,6 @@ class Fold(ADFModule, nn.Fold):
         return fold(input, self.output_size, self.kernel_size, self.dilation, self.padding, self.stride)
 
 
-@moved("unfold", alias=True, cases=[case(Uncertain((2, 7)), 1, 3, 2), case(Uncertain((5, 3)), 0, 2, 1)])
-def windows(input: Moments, dimension: int, size: int, step: int) -> Moments:
-    return structural.both(Tensor.unfold, input, dimension, size, step)
-
-
 @moved(F.pixel_shuffle, torch.pixel_shuffle, cases=[case(Uncertain((1, 8, 2, 3)), 2)])
 def pixel_shuffle(input: Moments, upscale_factor: int) -> Moments:
     return structural.both(F.pixel_shuffle, input, upscale_factor)

@@ -242,7 +242,11 @@ def unbind(input: Moments, dim: int = 0) -> tuple[Moments, ...]:
     return parts(torch.unbind, input, dim)
 
 
-@structural("unfold", torch.ops.aten.unfold, cases=[case(Uncertain((2, 7)), 1, 3, 2)])
+@structural(
+    "unfold",
+    torch.ops.aten.unfold,
+    cases=[case(Uncertain((2, 7)), 1, 3, 2), case(Uncertain((5, 3)), 0, 2, 1)],
+)
 def unfold(input: Moments, dimension: int, size: int, step: int) -> Moments:
     return both(Tensor.unfold, input, dimension, size, step)
 

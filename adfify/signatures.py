@@ -1,0 +1,108 @@
+"""What a rule takes: which of its arguments are Moments, by its type hints."""
+
+from __future__ import annotations
+
+import collections.abc
+import enum
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from adfify.moments import ComplexMoments, Moments
+
+
+class Takes(enum.Enum):
+    """What may be given for an argument of a rule.
+
+    Note [What an annotation says]
+    An argument whose annotation names only Moments (``Moments``, ``Moments | None``, ``list[Moments]``) is given Moments: a
+    certain tensor is lifted to variance 0. One that names Moments beside something else (``Moments | Tensor``) is
+    given either, as it comes. One that does not name Moments (``Tensor``, ``int``, ``Sequence[int]``) is given what is
+    certain, and an uncertain value there is a gap in the plan. One without an annotation, or with ``Any``, is given
+    whatever comes.
+    """
+
+    MOMENTS = "Moments"
+    EITHER = "Moments or a certain value"
+    CERTAIN = "a certain value"
+
+
+@functools.cache
+def signature_of(apply: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a rule's function, or of the ``forward`` of its module class, with annotations resolved.
+
+    Args:
+        apply: a rule's function or ADF module class; annotations may be types or strings.
+
+    Raises:
+        TypeError: an annotation that is a string and means nothing in the module of the function.
+    """
+    call = apply.forward if isinstance(apply, type) else apply  # type: ignore[attr-defined]
+    signature = inspect.signature(call)
+    parameters = list(signature.parameters.values())[1 if isinstance(apply, type) else 0 :]
+    names = getattr(inspect.unwrap(getattr(call, "func", call)), "__globals__", {})
+    return signature.replace(parameters=[p.replace(annotation=_resolved(p, call, names)) for p in parameters])
+
+
+def _resolved(parameter: inspect.Parameter, call: Any, names: dict[str, Any]) -> Any:
+    if parameter.annotation is parameter.empty:
+        return parameter.empty
+    holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+    try:
+        # One at a time: what is not needed here (a return type under TYPE_CHECKING) need not be known.
+        return typing.get_type_hints(holder, names, {})[parameter.name]
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
+        raise TypeError(
+            f"the annotation {parameter.annotation!r} of '{parameter.name}' in the rule {call.__qualname__} can't be "
+            f"resolved ({error}), and it says whether that argument is Moments; make its names importable from "
+            f"{call.__module__}, or leave the annotation out."
+        ) from error
+
+
+def takes(parameter: inspect.Parameter) -> Takes:
+    """What may be given for a parameter of :func:`signature_of`. See Note [What an annotation says]."""
+    random, certain = _kinds(parameter.annotation)
+    return Takes.EITHER if random and certain else Takes.MOMENTS if random else Takes.CERTAIN
+
+
+def _kinds(hint: Any) -> tuple[bool, bool]:
+    """Whether a hint names Moments, and whether it names something else."""
+    if hint in (inspect.Parameter.empty, Any, object) or isinstance(hint, typing.TypeVar):
+        return True, True
+    if hint in (None, type(None), Ellipsis):
+        return False, False
+    if isinstance(hint, type) and issubclass(hint, (Moments, ComplexMoments)):
+        return True, False
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _kinds(typing.get_args(hint)[0])
+    if origin in (typing.Union, types.UnionType) or _is_container(origin):
+        inner = typing.get_args(hint)
+        # The keys of a mapping are certain, and say nothing of its values.
+        values = inner[1:] if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping) else inner
+        kinds = [_kinds(part) for part in values]
+        return any(random for random, _ in kinds), any(certain for _, certain in kinds)
+    return False, True
+
+
+def _is_container(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, collections.abc.Collection)
+
+
+Place = int | str
+"""Where an argument stands in a call: a position or a keyword."""
+
+
+def parameter_at(signature: inspect.Signature, place: Place) -> inspect.Parameter | None:
+    """The parameter that an argument at a position, or by a keyword, goes to."""
+    parameters = signature.parameters.values()
+    if isinstance(place, str):
+        named = signature.parameters.get(place)
+        return named or next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if place < len(positional):
+        return positional[place]
+    return next((p for p in parameters if p.kind is p.VAR_POSITIONAL), None)
