@@ -3,8 +3,8 @@
 Note [One form of a call]
 ``torch.sum(input=x, axis=1)``, ``x.sum((1,))``, ``x.flip(0, 1)``: torch takes a call in many forms, and a rule is one
 Python function. A traced call is therefore brought into one form, which torch takes as well: the first argument stands
-first, numpy's names are torch's (``axis`` is ``dim``), and sizes given one by one are one tuple. Where the rule calls an
-argument otherwise than torch does (``swapaxes(x, axis0=0, axis1=1)``), it is given by position, with torch's own
+first, numpy's names are torch's (``axis`` is ``dim``), and sizes given one by one are one tuple. Where the rule calls
+an argument otherwise than torch does (``swapaxes(x, axis0=0, axis1=1)``), it is given by position, with torch's own
 defaults in the gaps. The arguments are those of torch's own schema; nothing is inferred from values.
 """
 

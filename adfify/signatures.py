@@ -18,11 +18,11 @@ class Takes(enum.Enum):
     """What may be given for an argument of a rule.
 
     Note [What an annotation says]
-    An argument whose annotation names only Moments (``Moments``, ``Moments | None``, ``list[Moments]``) is given Moments: a
-    certain tensor is lifted to variance 0. One that names Moments beside something else (``Moments | Tensor``) is
-    given either, as it comes. One that does not name Moments (``Tensor``, ``int``, ``Sequence[int]``) is given what is
-    certain, and an uncertain value there is a gap in the plan. One without an annotation, or with ``Any``, is given
-    whatever comes.
+    An argument whose annotation names only Moments (``Moments``, ``Moments | None``, ``list[Moments]``) is given
+    Moments: a certain tensor is lifted to variance 0. One that names Moments beside something else
+    (``Moments | Tensor``) is given either, as it comes. One that does not name Moments (``Tensor``, ``int``,
+    ``Sequence[int]``) is given what is certain, and an uncertain value there is a gap in the plan. One without an
+    annotation, or with ``Any``, is given whatever comes.
     """
 
     MOMENTS = "Moments"
