@@ -67,6 +67,11 @@ def fit(node: fx.Node, target: Target, rule: Rule, module: nn.Module | None, unc
         value = bound.arguments.get(name, getattr(module, name, allowed))
         if value != allowed:
             return f"there is a rule only for {name}={allowed!r}, and it is {value!r} here"
+    random = [name for name in rule.one_uncertain_of if set(nodes_in(bound.arguments.get(name))) & uncertain]
+    if len(random) > 1:
+        return (
+            f"{' and '.join(map(repr, random))} are both uncertain here, and the rule {rule.name} takes one of them so"
+        )
     lifts: set[tuple[Place, fx.Node]] = set()
     for place, value in call.places():
         parameter = parameter_at(rule.signature, place)
@@ -84,7 +89,7 @@ def fit(node: fx.Node, target: Target, rule: Rule, module: nn.Module | None, unc
                 )
             if rule.complex and nodes - uncertain:
                 return (
-                    f"its argument '{parameter.name}' is certain here, and the rule {rule.name} takes it only as uncertain"
+                    f"its argument '{parameter.name}' is certain here; the rule {rule.name} takes it only as uncertain"
                 )
             lifts.update((place, known) for known in nodes - uncertain)
     return Call(call.args, call.kwargs, frozenset(lifts))

@@ -122,6 +122,7 @@ class Rule:
         complex: whether it also takes ComplexMoments, see Note [Complex values].
         cases: calls of the original, from which the tests are made.
         reads_metadata_of: arguments of which only dtype, shape or device matter, and whose elements do not.
+        one_uncertain_of: arguments of which either may be uncertain, but not several at once.
     """
 
     targets: tuple[Target, ...]
@@ -136,6 +137,7 @@ class Rule:
     continuous: bool = True
     complex: bool = False
     reads_metadata_of: tuple[str, ...] = ()
+    one_uncertain_of: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -184,6 +186,7 @@ class Rules:
         continuous: bool = True,
         complex: bool = False,
         reads_metadata_of: Sequence[str] = (),
+        one_uncertain_of: Sequence[str] = (),
         override: bool = False,
     ) -> Callable[[Decorated], Decorated]:
         """Decorate the function, or module class, that propagates Moments through ``targets``.
@@ -205,6 +208,7 @@ class Rules:
             complex: whether it also takes complex random values (ComplexMoments).
             reads_metadata_of: arguments of which only dtype, shape or device matter: where the others are certain, the
                 result is.
+            one_uncertain_of: arguments of which either may be uncertain, but not several at once.
             cases: calls of the original operation to test with.
             override: True to replace the rule that a target has in this table; the targets' namesakes (the method
                 ``"relu"`` beside ``torch.relu``) keep theirs.
@@ -232,7 +236,7 @@ class Rules:
             may_alias = family == "structural" if alias is None else alias
             rule = Rule(
                 known, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases), continuous,
-                complex, tuple(reads_metadata_of),
+                complex, tuple(reads_metadata_of), tuple(one_uncertain_of),
             )  # fmt: skip
             self._replace(known)
             self._rules.update(dict.fromkeys(known, rule))

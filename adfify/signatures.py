@@ -43,22 +43,27 @@ def signature_of(apply: Callable[..., Any]) -> inspect.Signature:
     call = apply.forward if isinstance(apply, type) else apply  # type: ignore[attr-defined]
     signature = inspect.signature(call)
     parameters = list(signature.parameters.values())[1 if isinstance(apply, type) else 0 :]
-    names = getattr(inspect.unwrap(getattr(call, "func", call)), "__globals__", {})
-    return signature.replace(parameters=[p.replace(annotation=_resolved(p, call, names)) for p in parameters])
+    return signature.replace(parameters=[p.replace(annotation=_resolved(p, _function(call))) for p in parameters])
 
 
-def _resolved(parameter: inspect.Parameter, call: Any, names: dict[str, Any]) -> Any:
+def _function(call: Any) -> Any:
+    """The function behind a rule: of a partial what it is of, of an object that is called its class's method."""
+    plain = inspect.unwrap(getattr(call, "func", call))
+    return plain if hasattr(plain, "__globals__") else inspect.unwrap(type(plain).__call__)
+
+
+def _resolved(parameter: inspect.Parameter, function: Any) -> Any:
     if parameter.annotation is parameter.empty:
         return parameter.empty
     holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
     try:
         # One at a time: what is not needed here (a return type under TYPE_CHECKING) need not be known.
-        return typing.get_type_hints(holder, names, {})[parameter.name]
+        return typing.get_type_hints(holder, getattr(function, "__globals__", {}), {})[parameter.name]
     except (NameError, AttributeError, SyntaxError, TypeError) as error:
         raise TypeError(
-            f"the annotation {parameter.annotation!r} of '{parameter.name}' in the rule {call.__qualname__} can't be "
-            f"resolved ({error}), and it says whether that argument is Moments; make its names importable from "
-            f"{call.__module__}, or leave the annotation out."
+            f"the annotation {parameter.annotation!r} of '{parameter.name}' in the rule {function.__qualname__} can't "
+            f"be resolved ({error}), and it says whether that argument is Moments; make its names importable from "
+            f"{function.__module__}, or leave the annotation out."
         ) from error
 
 

@@ -24,15 +24,17 @@ positive = partial(
     register, family="elementwise", tolerance=0.01, source="quadrature over x > 0; log-normal within 3 std of 0"
 )
 
+BASE_OR_EXPONENT = ("input", "exponent")
 WHOLE = "whole powers and exponentials in closed form; others by quadrature over x > 0"
 _LARGEST = 32  # a whole power beyond it is taken over x > 0
 
 
-@elementwise("pow", "pow_", source=WHOLE, cases=[case(Uncertain((4, 3)), 3.0)])
+@elementwise("pow", "pow_", source=WHOLE, one_uncertain_of=BASE_OR_EXPONENT, cases=[case(Uncertain((4, 3)), 3.0)])
 @elementwise(
     torch.pow,
     operator.pow,
     source=WHOLE,
+    one_uncertain_of=BASE_OR_EXPONENT,
     cases=[case(Uncertain((4, 3)), 2), case(Uncertain((4, 3)), 1), case(1.5, Uncertain((4, 3)))],
 )
 def power(input: Moments | Tensor | float, exponent: Moments | Tensor | float) -> Moments:
