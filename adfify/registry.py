@@ -53,11 +53,19 @@ _LINEAR = frozenset({"affine", "normalization", "pooling"})  # where exact, the 
 
 @dataclass(frozen=True)
 class Uncertain:
-    """In a :class:`Case`: an argument that is a random tensor of this shape; ``positive``: 8 std and more above 0."""
+    """In a :class:`Case`: an argument that is a random tensor of this shape.
+
+    Attributes:
+        shape: its shape.
+        positive: 8 std and more above 0.
+        within: 10 std and more inside these two bounds.
+        complex: whether it is complex.
+    """
 
     shape: tuple[int, ...]
     positive: bool = False
     complex: bool = False
+    within: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -64,11 +64,8 @@ class Trial:
         return [(*spec.shape, 2) if spec.complex else spec.shape for spec in self.uncertain()]
 
     def domain(self, inputs: Sequence[Moments]) -> list[Moments]:
-        """Those inputs that have to be positive are made so."""
-        return [
-            Moments(2 + x.mean.abs(), 0.05 * x.variance) if spec.positive else x
-            for spec, x in zip(self.uncertain(), inputs, strict=True)
-        ]
+        """Those inputs that have to be positive, or within bounds, are made so."""
+        return [_moved(spec, x) for spec, x in zip(self.uncertain(), inputs, strict=True)]
 
     def moments(self, dtype: torch.dtype = torch.float64) -> list[Moments]:
         """Generic means (within 1.3 of 0) and variances (0.1 to 0.8) of the uncertain arguments."""
@@ -158,6 +155,14 @@ def trials(rules: Rules, only: Sequence[Rule] | None = None) -> list[Trial]:
 def cases_of(rule: Rule, target: Target) -> tuple[Case, ...]:
     beneath = RULES.find(target)
     return rule.cases or (beneath.cases if beneath is not None else ())
+
+
+def _moved(spec: Uncertain, x: Moments) -> Moments:
+    if spec.within is None:
+        return Moments(2 + x.mean.abs(), 0.05 * x.variance) if spec.positive else x
+    low, high = spec.within
+    half = 0.5 * (high - low)
+    return Moments(low + half * (1 + 0.5 * torch.tanh(x.mean)), (0.05 * half) ** 2 * x.variance)
 
 
 def _joined(spec: Uncertain, value: Any) -> Any:

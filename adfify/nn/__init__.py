@@ -7,9 +7,13 @@ from adfify.nn import (  # noqa: F401  registered by being imported
     fourier,
     grid_sampling,
     indexing,
+    inverse_functions,
     joining,
     linear_algebra,
+    log_sums,
     losses,
+    reduced_products,
+    special,
     unpooling,
     writing,
 )
