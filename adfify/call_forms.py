@@ -123,12 +123,36 @@ def adapted(
     form = next((form for form in forms_of(target) if form.takes(args, kwargs)), None)
     if form is None:
         return args, kwargs
+    args, kwargs = _without_defaults(args, kwargs, signature, form)
     for place, argument in enumerate(form.positional[: len(args)]):
         if not _means(signature, place, argument, form) and not (place == 0 and isinstance(target, str)):
             # From here on only names mean the same to both.
             names = [later.name for later in form.positional[place : len(args)]]
             return args[:place], {**dict(zip(names, args[place:], strict=True)), **kwargs}
     return _by_position(args, kwargs, target, signature, form)
+
+
+def _without_defaults(
+    args: tuple[Any, ...], kwargs: dict[str, Any], signature: inspect.Signature, form: Form
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call without torch's own defaults written out, where the rule has no such argument."""
+    defaults = {argument.name: argument.default for argument in form.arguments}
+    short = args
+    while short and parameter_at(signature, len(short) - 1) is None:
+        if not _equal(short[-1], form.positional[len(short) - 1].default):
+            return args, kwargs
+        short = short[:-1]
+    movable = {argument.name for place, argument in enumerate(form.positional) if parameter_at(signature, place)}
+    known = {
+        name: value
+        for name, value in kwargs.items()
+        if parameter_at(signature, name) is not None or name in movable or not _equal(value, defaults[name])
+    }
+    return short, known
+
+
+def _equal(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and not isinstance(value, fx.Node) and bool(value == default)
 
 
 def _means(signature: inspect.Signature, place: int, argument: Argument, form: Form) -> bool:
@@ -187,8 +211,8 @@ def forms_of(target: Target) -> tuple[Form, ...]:
 def _plain(target: Target) -> Any:
     """The object behind a target; of torch's functions that are two, with indices and without, the latter."""
     found = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
-    if inspect.isfunction(found) and found.__module__ == "torch._jit_internal":
-        found = inspect.getclosurevars(found).nonlocals.get("if_false", found)
+    if inspect.isfunction(found) and {"if_true", "if_false"} <= set(found.__code__.co_freevars):
+        found = inspect.getclosurevars(found).nonlocals["if_false"]
     return found
 
 

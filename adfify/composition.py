@@ -77,7 +77,7 @@ class Composition:
             return results[leaf.number] if isinstance(leaf, _Result) else leaf
 
         for operation, args, kwargs in self.steps:
-            results.append(operation(*fx.node.map_aggregate(args, result), **kwargs))
+            results.append(operation(*fx.node.map_aggregate(args, result), **fx.node.map_aggregate(kwargs, result)))
         return results[-1]
 
 

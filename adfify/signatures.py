@@ -105,8 +105,8 @@ def parameter_at(signature: inspect.Signature, place: Place) -> inspect.Paramete
     """The parameter that an argument at a position, or by a keyword, goes to."""
     parameters = signature.parameters.values()
     if isinstance(place, str):
-        named = signature.parameters.get(place)
-        return named or next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
+        named = (p for p in parameters if p.name == place and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        return next(named, None) or next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if place < len(positional):
         return positional[place]
