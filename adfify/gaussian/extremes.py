@@ -25,6 +25,16 @@ _NODES = [((float(t + 1) / 2) ** 2, float(w) * float(t + 1) / 2) for t, w in zip
 @in_float32
 def largest(mean: Tensor, variance: Tensor, dim: tuple[int, ...]) -> Pair:
     """The maximum over ``dim``, which is kept: exact but for the quadrature, to 0.3 % of its std for 1000 elements."""
+    return _largest(mean, variance, dim, magnitude=False)
+
+
+@in_float32
+def largest_magnitude(mean: Tensor, variance: Tensor, dim: tuple[int, ...]) -> Pair:
+    """The maximum of |x| over ``dim``, which is kept, likewise: of folded normals (Leone, Nelson & Nottingham 1961)."""
+    return _largest(mean.abs(), variance, dim, magnitude=True)
+
+
+def _largest(mean: Tensor, variance: Tensor, dim: tuple[int, ...], magnitude: bool) -> Pair:
     certain = torch.amax(mean, dim, keepdim=True)
     origin = certain.detach()
     random = variance > 0
@@ -32,6 +42,9 @@ def largest(mean: Tensor, variance: Tensor, dim: tuple[int, ...]) -> Pair:
 
     def distribution(x: Tensor, distance: Tensor, std: Tensor) -> Tensor:
         cdf = torch.erfc((distance - x) / std * math.sqrt(0.5)) * 0.5
+        if magnitude:  # |x| <= y: less what lies below -y, of which there is nothing where y < 0
+            below = torch.erfc((distance + x + 2 * origin) / std * math.sqrt(0.5)) * 0.5
+            cdf = (cdf - below).clamp(min=1e-9)
         return torch.exp(torch.log(torch.where(random, cdf, 1.0)).sum(dim, keepdim=True))
 
     with torch.no_grad():

@@ -12,6 +12,7 @@ from adfify.nn import (  # noqa: F401  registered by being imported
     linear_algebra,
     log_sums,
     losses,
+    norms,
     reduced_products,
     special,
     unpooling,

@@ -13,13 +13,14 @@ from adfify.moments import Moments, lift
 from adfify.nn.arithmetic import sub
 from adfify.nn.layer_norm import added
 from adfify.nn.module import ADFModule
-from adfify.nn.statistics import ROOT
+from adfify.nn.norms import KNOWN, SOURCE, of_order
 from adfify.registry import Certain, Uncertain, case, register
 
 # Measured at input std of .3 to .9 about means within 1.3 of 0, of 12 elements: where noise is as large as the vector.
 cosine = partial(register, family="normalization", source="delta method, second order for the mean", tolerance=0.3)
-distance = partial(register, family="pooling", source=ROOT, tolerance=0.05, only={"p": 2.0})
+distance = partial(register, family="pooling", source=SOURCE, tolerance=0.05, only={"p": KNOWN})
 
+_BOTH = (Uncertain((3, 12)), Uncertain((3, 12)))
 _PAIRS = [case(Uncertain((3, 12)), Uncertain((3, 12))), case(Uncertain((3, 12)), Certain((3, 12)))]
 
 
@@ -41,7 +42,14 @@ class CosineSimilarity(ADFModule, nn.CosineSimilarity):
         return cosine_similarity(x1, x2, self.dim, self.eps)
 
 
-@distance(F.pairwise_distance, cases=[*_PAIRS, case(Uncertain((3, 12)), Uncertain((3, 12)), keepdim=True)])
+@distance(
+    F.pairwise_distance,
+    cases=[
+        *_PAIRS,
+        case(Uncertain((3, 12)), Uncertain((3, 12)), keepdim=True),
+        case(Uncertain((3, 12)), Uncertain((3, 12)), 1.0),
+    ],
+)
 def pairwise_distance(
     x1: Moments | Tensor, x2: Moments | Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Moments:
@@ -49,12 +57,10 @@ def pairwise_distance(
     certain = F.pairwise_distance(
         x1.mean if isinstance(x1, Moments) else x1, x2.mean if isinstance(x2, Moments) else x2, p, eps, True
     )
-    shift, spread = statistics.norm_shift(gap.mean + eps, gap.variance, certain, (-1,))
-    result = added(certain, shift, spread)
-    return result if keepdim else Moments(result.mean.squeeze(-1), result.variance.squeeze(-1))
+    return of_order(Moments(gap.mean + eps, gap.variance), p, certain, (-1,), keepdim)
 
 
-@distance(nn.PairwiseDistance, only={"norm": 2.0}, cases=_PAIRS)
+@distance(nn.PairwiseDistance, only={"norm": KNOWN}, cases=_PAIRS)
 class PairwiseDistance(ADFModule, nn.PairwiseDistance):
     many_inputs = True
 

@@ -1,4 +1,4 @@
-"""Statistics of a whole group of elements: sample variance and standard deviation, and the Euclidean norm."""
+"""Statistics of a whole group of elements: sample variance and standard deviation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adfify.gaussian import statistics
 from adfify.moments import Moments
 from adfify.nn.layer_norm import added, dimensions
 from adfify.nn.pooling import mean as mean_of
-from adfify.registry import OneOf, Uncertain, case, register
+from adfify.registry import Uncertain, case, register
 
 VARIANCE = "exact for independent Gaussian elements: Mathai & Provost 1992, theorem 3.2b.2"
 ROOT = "square root of a sum of squares taken as Gamma distributed (Nakagami 1960): see gaussian.statistics"
@@ -91,32 +91,3 @@ def std_mean(
     certain, average = torch.std_mean(input.mean, axes, correction=less, keepdim=True)
     average = _keep(average, axes, keepdim)
     return _deviation(input, certain, axes, less, keepdim), Moments(average, mean_of(input, axes, keepdim).variance)
-
-
-@root(
-    torch.linalg.vector_norm,
-    torch.ops.aten.linalg_vector_norm.default,
-    only={"ord": 2},
-    cases=[case(Uncertain((3, 9)), dim=1), case(Uncertain((2, 3, 5)), 2, (1, 2), True), case(Uncertain((3, 4)))],
-)
-def vector_norm(
-    x: Moments, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
-) -> Moments:
-    values = x if dtype is None else x.to(dtype)
-    axes = dimensions(dim, values.mean)
-    certain = torch.linalg.vector_norm(values.mean, 2, axes, keepdim=True)
-    shift, spread = statistics.norm_shift(values.mean, values.variance, certain, axes)
-    return added(_keep(certain, axes, keepdim), _keep(shift, axes, keepdim), _keep(spread, axes, keepdim))
-
-
-@root(
-    torch.norm,
-    "norm",
-    only={"p": OneOf("fro", 2)},
-    cases=[case(Uncertain((3, 9)), dim=1), case(Uncertain((2, 3, 5)), 2, (1, 2), True), case(Uncertain((3, 4)))],
-)
-def norm(
-    input: Moments, p: Any = "fro", dim: Any = None, keepdim: bool = False, out: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> Moments:  # fmt: skip
-    return vector_norm(input, 2, dim, keepdim, dtype=dtype)
