@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from adfify.errors import InputError
-from adfify.joint import Question, joined
+from adfify.joint import Question
+from adfify.layout import Inputs, Layout
 from adfify.moments import Attribution, JointMoments, Moments, as_moments, is_moments, on_each
 from adfify.network import ADFNetwork
 from adfify.noisy import by_each
@@ -39,17 +40,12 @@ def _is_linear(origin: Origin) -> bool:
 
 
 def moments(question: Question) -> JointMoments:
-    """Of all pictures, in chunks."""
-    step = question.request.chunk_size or 4
-    return joined([_of_chunk(question.rows(slice(at, at + step))) for at in range(0, question.pictures, step)])
-
-
-def _of_chunk(question: Question) -> JointMoments:
-    path = _MeanPath(question.network, question.request.seed)
+    """Of one picture."""
+    path, layout = _MeanPath(question.network, question.request.seed), question.layout
     with torch.enable_grad():
-        outputs = path.run(*question.inputs)
+        outputs = path.run(*question.repeated.arranged())
         plain = pytree.tree_map_only(Moments, lambda x: x.mean, outputs, is_leaf=is_moments)
-        mean, shape = question.output_of(plain, question.pictures)
+        mean = layout.values(plain, layout.least)[:1]
         indices = question.request.indices(mean.detach())
         chosen = mean.gather(1, indices)
         sources = {**path.inputs, **path.residuals}
@@ -58,17 +54,17 @@ def _of_chunk(question: Question) -> JointMoments:
     covariance = chosen.new_zeros(*indices.shape, indices.shape[1])
     shares: dict[str, Tensor] = {}
     for position, (name, (_, variance)) in enumerate(sources.items()):
-        gradient = torch.stack([row[position] for row in rows], 1)  # [N, k, ...]
-        weighted = gradient * variance.unsqueeze(1)
+        gradient = torch.stack([row[position] for row in rows]).unsqueeze(0)  # [1, k, ...]
+        weighted = gradient * variance
         covariance += weighted.flatten(2) @ gradient.flatten(2).mT
         shares[name] = weighted * gradient
     attribution = Attribution(
-        inputs={name: shares[name] for name in path.inputs},
-        masks={name: shares[name] for name in path.residuals if name in path.masks},
+        inputs=_of_inputs({name: shares[name] for name in path.inputs}, question.inputs),
+        masks=_of_masks({name: shares[name] for name in path.residuals if name in path.masks}, layout),
         layers={name: shares[name].flatten(2).sum(2) for name in path.residuals if name not in path.masks},
     )
     of_masks = [share.flatten(2).sum(2) for share in attribution.masks.values()]
-    none = torch.zeros(question.pictures, dtype=torch.int64, device=indices.device)
+    none = torch.zeros(1, dtype=torch.int64, device=indices.device)
     return JointMoments(
         mean=chosen.detach(),
         covariance=covariance,
@@ -79,8 +75,24 @@ def _of_chunk(question: Question) -> JointMoments:
         draws=none,
         model_variance=sum(of_masks, torch.zeros_like(mean.gather(1, indices))).detach(),
         attribution=attribution if question.request.attribution else None,
-        shape=shape,
+        shape=layout.shape,
+        batch_axis=layout.batch_axis,
     )
+
+
+def _of_inputs(shares: dict[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
+    """``[1, k, ...]`` without the batch's axis, where the network has it."""
+    axes = dict(zip(inputs.names, inputs.axes, strict=True))
+    found = {}
+    for name, share in shares.items():
+        axis = axes.get(name)
+        found[name] = share if axis is None else share.select(axis + 2, 0)
+    return found
+
+
+def _of_masks(shares: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    axes = zip(shares.items(), layout.masks, strict=False)
+    return {name: x if axis is None else x.select(axis.index + 2, 0) for (name, x), axis in axes}
 
 
 class _MeanPath(fx.Interpreter):
@@ -89,7 +101,7 @@ class _MeanPath(fx.Interpreter):
     def __init__(self, network: ADFNetwork, seed: int) -> None:
         super().__init__(network)
         self.extra_traceback = False
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
         self.inputs: dict[str, tuple[Tensor, Tensor]] = {}
         self.residuals: dict[str, tuple[Tensor, Tensor]] = {}
         self.masks: set[str] = set()
@@ -159,7 +171,9 @@ class _MeanPath(fx.Interpreter):
         self, means: Means, inputs: list[Tensor], position: int, variance: Tensor
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """J sqrt(v) e of one input, and sqrt(v) e."""
-        signs = torch.randint(0, 2, variance.shape, generator=self._generator).to(variance).mul_(2).sub_(1)
+        signs = (
+            torch.randint(0, 2, variance.shape, generator=self._generator, device="cpu").to(variance).mul_(2).sub_(1)
+        )
         directions = [torch.zeros_like(x) for x in inputs]
         directions[position] = signs * variance.sqrt()
         with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative, which this is made of

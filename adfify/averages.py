@@ -9,7 +9,7 @@ from adfify.gaussian import moderation
 
 
 class Average:
-    """A weighted mean of values that come in blocks, with its standard error; float64, about a centre.
+    """A mean of values that come in blocks, with its standard error; float64, about a centre.
 
     Args:
         centre: ``[N, k]``, what the values lie around.
@@ -22,12 +22,12 @@ class Average:
         self._sum, self._squares = (torch.zeros_like(centre, dtype=torch.float64) for _ in range(2))
         self.weight = torch.zeros_like(self._sum[:, :1])
 
-    def add(self, rows: Tensor, values: Tensor, weight: Tensor) -> None:
-        """``[K, n, k]`` for some rows, each row with a weight, ``[n, 1]``."""
-        from_centre = (values - self._centre[rows]).double()
-        self._sum.index_add_(0, rows, weight * from_centre.sum(0))
-        self._squares.index_add_(0, rows, weight * from_centre.square().sum(0))
-        self.weight.index_add_(0, rows, weight.double() * len(values))
+    def add(self, values: Tensor) -> None:
+        """More of them, ``[K, N, k]``."""
+        from_centre = (values - self._centre).double()
+        self._sum += from_centre.sum(0)
+        self._squares += from_centre.square().sum(0)
+        self.weight += len(values)
 
     def moderated(self) -> tuple[Tensor, Tensor]:
         """The mean ``[N, k]``, and its standard error in units of the std, ``[N, 1]``."""
@@ -56,14 +56,14 @@ class Values:
         self.count: Tensor | None = None
         """``[N, 1]``: how many; None before the first."""
 
-    def add(self, rows: Tensor, values: Tensor) -> None:
-        """``[K, n, k]`` for some rows, at least 2 in all."""
+    def add(self, values: Tensor) -> None:
+        """More of them, ``[K, N, k]``, at least 2 in all."""
         if self.count is None:
             self.count = torch.zeros_like(self._sum[:, :1])
-        from_centre = (values - self._centre[rows]).double()
-        self._sum.index_add_(0, rows, from_centre.sum(0))
-        self._products.index_add_(0, rows, torch.einsum("cni,cnj->nij", from_centre, from_centre))
-        self.count.index_add_(0, rows, torch.full_like(self._sum[rows, :1], len(values)))
+        from_centre = (values - self._centre).double()
+        self._sum += from_centre.sum(0)
+        self._products += torch.einsum("cni,cnj->nij", from_centre, from_centre)
+        self.count += len(values)
 
     def covariance(self) -> Tensor:
         """``[N, k, k]``."""

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from adfify import locations
 from adfify.errors import AdfifyError, InputError, RuleError
+from adfify.layout import Inputs
 from adfify.moments import Moments
 
 if TYPE_CHECKING:
@@ -25,10 +26,9 @@ def blame(network: ADFNetwork, leaves: Sequence[Any], error: Exception) -> Adfif
     """Return the error of a failed pass: InputError if the original fails on these inputs as well, else RuleError."""
     from adfify.noisy import Original  # it runs networks, and this is one's
 
-    original = Original(network)
+    names = [str(node.target) for node in network.graph.nodes if node.op == "placeholder"]
     try:
-        with torch.no_grad(), original.without_noise():
-            original.run(*(x.mean if isinstance(x, Moments) else x for x in leaves))
+        Original(network).without_noise(Inputs.of(leaves, names))
     except AdfifyError as other:
         return other
     except Exception:

@@ -13,12 +13,14 @@ the batch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from adfify.averages import Average, Values
 from adfify.gaussian import interpolation
-from adfify.joint import Question, joined, replaced
+from adfify.joint import Question
 from adfify.moments import Attribution, JointMoments
 from adfify.noisy import LEAST_CHUNK, Draws, Original, Source, gradients
 
@@ -35,148 +37,120 @@ EASY_TOLERANCE, FREE, MORE, MOST_FREE = 0.008, 2**18, 16, 2**14
 
 
 def moments(question: Question) -> JointMoments:
-    """Of all pictures, in chunks."""
+    """Of one picture."""
     original = Original(question.network, question.precision)
-    if question.pictures > 1:  # how large the network is
-        original.at(question.rows(slice(0, 1)).inputs, Draws(0, range(1)), gradients=False)
-    chunk = question.request.chunk_size or max(LEAST_CHUNK, FREE // max(1, original.activations))
-    step = max(1, chunk // 2)
-    starts = range(0, question.pictures, step)
-    return joined([_Estimate(original, question.rows(slice(at, at + step)), chunk).run() for at in starts])
+    chunk = question.request.chunk_size or max(LEAST_CHUNK, FREE // max(1, question.layout.activations))
+    return _Estimate(original, question, chunk).run()
 
 
 def unbiased(question: Question) -> JointMoments:
     """With ``samples`` noisy inputs, at correlations drawn at random: the expectation is exact, as Monte Carlo's is."""
     original = Original(question.network, question.precision)
-    step = max(1, (question.request.chunk_size or LEAST_CHUNK) // 2)
-    starts = range(0, question.pictures, step)
-    return joined([_Unbiased(original, question.rows(slice(at, at + step)), 2 * step).run() for at in starts])
+    return _Unbiased(original, question, max(2, question.request.chunk_size or LEAST_CHUNK)).run()
 
 
 class _Estimate:
-    """One chunk. Shapes: N pictures, k outputs, P pairs, 2 of each pair, K noisy inputs, D elements of a source."""
+    """Of one picture. Shapes: k outputs, P pairs, 2 of each pair, K noisy inputs, D elements of a source."""
 
     def __init__(self, original: Original, question: Question, chunk: int, pairs: int | None = None) -> None:
         self._original, self._question, self._chunk, self._enough = original, question, chunk, pairs
-        self._request, self._count = question.request, question.pictures
-        self._every = torch.arange(self._count, device=question.first.device)
+        self._request = question.request
+        self._free = FREE // max(1, question.layout.activations)
         self._sources: dict[str, Source] = {}
         # Sums over the pairs; [2, ...] is X with X', and X with itself.
-        self._products: dict[bool, Tensor] = {}  # by whether they are the model's: [2, N, k, k]
-        self._gradients: dict[str, Tensor] = {}  # by source: [N, k, D]
-        self._summands: dict[str, Tensor] = {}  # by source: [2, N, k, D]
-        self._each: list[Tensor] = []  # [2, N, k], variances of each pair, NaN where it was not run
-        self._unlike: list[Tensor] = []  # [N, k], d^2 of each pair, likewise
-        self._values: list[tuple[Draws, Tensor, Tensor, Tensor]] = []  # draws, rows, values and linear [K, n, k]
+        self._products: dict[bool, Tensor] = {}  # by whether they are the model's: [2, 1, k, k]
+        self._gradients: dict[str, Tensor] = {}  # by source: [1, k, D]
+        self._summands: dict[str, Tensor] = {}  # by source: [2, 1, k, D]
+        self._each: list[Tensor] = []  # [2, 1, k], variances of each pair
+        self._unlike: list[Tensor] = []  # [1, k], d^2 of each pair
+        self._values: list[tuple[Draws, Tensor, Tensor]] = []  # draws, values and linear [K, 1, k]
 
     def run(self) -> JointMoments:
-        first = self._singles(range(SINGLES), self._every)
-        asked, free = self._request.samples, FREE // max(1, self._original.activations)
-        if free >= interpolation.MANY:
-            first = torch.cat((first, self._singles(range(SINGLES, EASY_SINGLES), self._every)))
+        asked, many = self._request.samples, self._free >= interpolation.MANY
+        first = self._singles(range(EASY_SINGLES if many else SINGLES))
         if self._enough is not None:
             pairs = self._enough
         elif asked is not None:
             pairs = max(1, asked // 2)
         else:
-            pairs = interpolation.MANY if free >= interpolation.MANY else 1
-        self._pairs(range(pairs), self._every, first)
+            pairs = interpolation.MANY if many else 1
+        self._pairs(range(pairs), first)
         if asked is None and self._enough is None:
             if pairs > 1:
-                return self._with_more(min(MORE * free, MOST_FREE), first)
+                return self._with_more(min(MORE * self._free, MOST_FREE), first)
             self._add_pairs(first)
         return self._finish(first)
 
-    def _error(self) -> Tensor:
-        """``[N]``: of the std, relative to it, over the outputs."""
-        return self.relative_error().square().mean(1).sqrt()
+    def _error(self) -> float:
+        """Of the std, relative to it, over the outputs."""
+        return float(self.relative_error().square().mean().sqrt())
 
     def _add_pairs(self, first: Tensor) -> None:
-        """As many as each picture seems to need, together: a pass of several is faster than several passes."""
+        """As many as the picture seems to need, together: a pass of several is faster than several passes."""
         while True:
-            error, ran = self._error(), self._ran()[:, 0]
-            worth = error * ran.sqrt() < WORTH
-            needed = torch.where(error > TOLERANCE, ran * (error / TOLERANCE).square(), ran).clamp(max=MOST_PAIRS)
-            more = torch.where(error > LOOSE_TOLERANCE, ran * (error / LOOSE_TOLERANCE).square(), ran)
-            needed = torch.maximum(needed, torch.where(worth, more.clamp(max=MOST_LOOSE_PAIRS), ran)).ceil().long()
-            if not (needed > ran).any():
+            error, ran = self._error(), len(self._each)
+            needed = min(ran * (error / TOLERANCE) ** 2, MOST_PAIRS) if error > TOLERANCE else ran
+            if error > LOOSE_TOLERANCE and error * ran**0.5 < WORTH:
+                needed = max(needed, min(ran * (error / LOOSE_TOLERANCE) ** 2, MOST_LOOSE_PAIRS))
+            if needed <= ran:
                 return
-            for have, want in sorted(set(zip(ran.tolist(), needed.tolist(), strict=True))):
-                if want > have:
-                    self._pairs(range(have, want), self._every[(ran == have) & (needed == want)], first)
-
-    def _ran(self) -> Tensor:
-        """``[N, 1]``: how many pairs."""
-        return torch.stack(self._each)[:, 0].isfinite().sum(0)[:, :1]
+            self._pairs(range(ran, math.ceil(needed)), first)
 
     def _with_more(self, most: int, first: Tensor) -> JointMoments:
         """The result, with more pairs, a power of two of them as Sobol points want, where those so far do not do."""
-        found, error = self._finish(first), self._error()
-        needed = len(self._each) * (error / EASY_TOLERANCE).square().clamp(max=MOST_FREE)
-        doublings = needed.clamp(min=1, max=most).log2().ceil()
-        for power in sorted(set(doublings.tolist())):
-            rows = self._every[doublings == power]
-            if 2 ** int(power) > len(self._each):
-                again = _Estimate(self._original, self._question.rows(rows), self._chunk, 2 ** int(power)).run()
-                found = replaced(found, rows, again)
-        return found
+        needed = len(self._each) * min((self._error() / EASY_TOLERANCE) ** 2, MOST_FREE)
+        pairs: int = 2 ** math.ceil(math.log2(min(max(needed, 1), max(most, 1))))
+        if pairs <= len(self._each):
+            return self._finish(first)
+        return _Estimate(self._original, self._question, self._chunk, pairs).run()
 
-    def _singles(self, numbers: range, rows: Tensor) -> Tensor:
-        """``[K, n, M]``: outputs at independent noisy inputs."""
-        question = self._question.rows(rows)
-        values = []
-        for block in _blocks(numbers, max(1, self._chunk // len(rows))):
+    def _singles(self, numbers: range) -> Tensor:
+        """``[K, 1, M]``: outputs at independent noisy inputs."""
+        question, values = self._question, []
+        for block in _blocks(numbers, self._chunk):
             draws = Draws(self._request.seed, block)
-            outputs, _ = self._original.at(question.inputs, draws, gradients=False)
-            found, self._shape = question.output_of(outputs, draws.count * len(rows))
-            values.append(found.reshape(draws.count, len(rows), -1))
-        return torch.cat(values)
+            values.append(self._original.at(question.inputs, question.layout, draws, gradients=False)[0])
+        return torch.cat(values).unsqueeze(1)
 
-    def _pairs(self, numbers: range, rows: Tensor, first: Tensor | None) -> None:
+    def _pairs(self, numbers: range, first: Tensor | None) -> None:
         r, many = self._correlations(len(numbers))
-        for block in _blocks(numbers, max(1, self._chunk // (2 * len(rows)))):
+        for block in _blocks(numbers, max(1, self._chunk // 2)):
             position = slice(block.start - numbers.start, block.stop - numbers.start)
-            self._pair_block(Draws(self._request.seed, block, r[position], many), rows, first)
+            self._pair_block(Draws(self._request.seed, block, r[position], many), first)
 
     def _correlations(self, pairs: int) -> tuple[Tensor, bool]:
         """r of each pair, and whether they are points of a Sobol sequence."""
         return interpolation.correlations(pairs), pairs >= interpolation.MANY
 
-    def _pair_block(self, draws: Draws, rows: Tensor, first: Tensor | None) -> None:
-        question, n = self._question.rows(rows), len(rows)
+    def _pair_block(self, draws: Draws, first: Tensor | None) -> None:
+        question = self._question
         with torch.enable_grad():
-            outputs, sources = self._original.at(question.inputs, draws, gradients=True)
-            values, self._shape = question.output_of(outputs, draws.count * n)
-            values = values.reshape(draws.count, n, -1)
+            outputs, sources = self._original.at(question.inputs, question.layout, draws, gradients=True)
+            values = outputs.unsqueeze(1)
             if not self._each:
                 self._start(values.detach() if first is None else first)
-            chosen = values.gather(2, self._indices[rows].expand(draws.count, -1, -1))
-            found = gradients(list(chosen.flatten(0, 1).unbind(1)), sources, draws.count)
+            chosen = values.gather(2, self._indices.expand(draws.count, -1, -1))
+            found = gradients(list(chosen[:, 0].unbind(1)), sources)
         linear = torch.zeros_like(chosen)
-        each, norms = (chosen.new_zeros(2, len(draws.numbers), n, chosen.shape[2]) for _ in range(2))
+        each, norms = (chosen.new_zeros(2, len(draws.numbers), 1, chosen.shape[2]) for _ in range(2))
         for source, gradient in zip(sources, found, strict=True):
-            a, b = gradient.reshape(-1, 2, *gradient.shape[1:]).unbind(1)  # [P, n, k, D]
+            a, b = torch.unflatten(gradient.unsqueeze(1), 0, (-1, 2)).unbind(1)  # [P, 1, k, D]
             both, self._sources[source.name] = torch.stack(interpolation.products(a, b)), source
-            self._products[source.is_mask].index_add_(1, rows, both.sum(1))
+            self._products[source.is_mask] += both.sum(1)
             each += both.diagonal(dim1=-2, dim2=-1)
             middle = 0.5 * (a + b)
             linear += _along(middle.repeat_interleave(2, 0), self._noise(draws, source))
-            self._add(self._gradients, source.name, rows, middle.sum(0), 0)
+            self._add(self._gradients, source.name, middle.sum(0))
             if self._request.attribution:
-                parts = torch.stack(interpolation.summands(a, b)).sum(1)
-                self._add(self._summands, source.name, rows, parts, 1)
+                self._add(self._summands, source.name, torch.stack(interpolation.summands(a, b)).sum(1))
             norms += torch.stack([(x * x).sum(-1) for x in (a, b)])
         unlike = (2 * norms.diff(dim=0)[0] / norms.sum(0).clamp(min=torch.finfo(norms.dtype).tiny)).square()
-        self._unlike += [self._full(rows, one) for one in unlike]
-        for variances in each.unbind(1):
-            self._each.append(torch.stack([self._full(rows, one) for one in variances]))
-        self._values.append((draws, rows, chosen.detach(), linear))
-
-    def _full(self, rows: Tensor, values: Tensor) -> Tensor:
-        return torch.full_like(self._centre, torch.nan).index_copy_(0, rows, values)
+        self._unlike += unlike.unbind(0)
+        self._each += each.unbind(1)
+        self._values.append((draws, chosen.detach(), linear))
 
     def _start(self, values: Tensor) -> None:
-        """Choose outputs by some values ``[K, N, M]``, which do not depend on what else is in the batch."""
+        """Choose outputs by some values ``[K, 1, M]``."""
         means = values.mean(0)
         self._indices = self._request.indices(means)
         self._centre = means.gather(1, self._indices)
@@ -185,10 +159,8 @@ class _Estimate:
         shape = (2, *self._indices.shape, self._indices.shape[1])
         self._products = {model: means.new_zeros(shape) for model in (False, True)}
 
-    def _add(self, table: dict[str, Tensor], name: str, rows: Tensor, value: Tensor, dim: int) -> None:
-        if name not in table:
-            table[name] = value.new_zeros(*value.shape[:dim], self._count, *value.shape[dim + 1 :])
-        table[name].index_add_(dim, rows, value)
+    def _add(self, table: dict[str, Tensor], name: str, value: Tensor) -> None:
+        table[name] = table[name] + value if name in table else value
 
     def _noise(self, draws: Draws, source: Source) -> Tensor:
         """``[K, D]``, standard normal."""
@@ -208,13 +180,12 @@ class _Estimate:
         """``[N, k]``: standard error of the std, relative to it; see Note [What decides the cost]."""
         # Double: variances have squares here, which float32 may not hold.
         variances = torch.einsum("pwnk,wn->pnk", torch.stack(self._each).double(), self._weights().double())
-        ran = variances.isfinite().sum(0)
-        mean = variances.nanmean(0)
+        ran, mean = len(variances), variances.mean(0)
         if len(variances) >= interpolation.MANY:  # neighbours differ little in r
             spread = 0.5 * variances.diff(dim=0).square().mean(0)
         else:
-            between = (variances - mean).square().nansum(0)  # (P - 1) times the sample variance
-            within = WITHIN * torch.stack(self._unlike).nansum(0) * mean.square()
+            between = (variances - mean).square().sum(0)  # (P - 1) times the sample variance
+            within = WITHIN * torch.stack(self._unlike).sum(0) * mean.square()
             spread = (between + within) / (2 * ran - 1)
         relative = (spread / mean.square()).clamp(min=LEAST) / ran / 4
         return (
@@ -224,19 +195,19 @@ class _Estimate:
     def _doubtful(self, variance: Tensor) -> Tensor:
         """Where gradients say too little: nothing, though they or the values vary, or much less than the values do."""
         rough, count = self._rough
-        itself = torch.stack(self._each)[:, 1].nansum(0)
+        itself = torch.stack(self._each)[:, 1].sum(0)
         nothing = (variance <= 0) & ((itself > 0) | (rough > 0))
         much_less: Tensor = rough > (1 + 10 / max(count - 1, 1) ** 0.5) * variance
         return nothing | much_less
 
     def _finish(self, first: Tensor | None) -> JointMoments:
-        ran = self._ran()
-        weights = self._weights() / ran[:, 0]
+        ran = len(self._each)
+        weights = self._weights() / ran
         parts = {model: torch.einsum("wnij,wn->nij", total, weights) for model, total in self._products.items()}
         parts[True] = self._mended(parts[True])
         by_gradients = self._mended(parts[False]) + parts[True]
         values = Values(self._centre)
-        average = self._average(first, ran, by_gradients.diagonal(dim1=-2, dim2=-1), values)
+        average = self._average(first, by_gradients.diagonal(dim1=-2, dim2=-1), values)
         covariance, error = self._with_values(by_gradients, values)
         variance = covariance.diagonal(dim1=-2, dim2=-1)
         mean, mean_error = average.moderated()
@@ -246,14 +217,15 @@ class _Estimate:
             indices=self._indices.contiguous(),
             variance=variance,
             method="adjoint",
-            samples=2 * ran[:, 0],
-            draws=average.weight[:, 0].to(ran.dtype),
+            samples=self._indices.new_tensor([2 * ran]),
+            draws=average.weight[:, 0].to(torch.int64),
             mean_error=mean_error * variance.sqrt(),
             std_error=error * variance.sqrt(),
             model_variance=parts[True].diagonal(dim1=-2, dim2=-1),
             model_covariance=parts[True],
             attribution=self._attribution(weights, variance) if self._request.attribution else None,
-            shape=self._shape,
+            shape=self._question.layout.shape,
+            batch_axis=self._question.layout.batch_axis,
         )
 
     def _with_values(self, covariance: Tensor, values: Values) -> tuple[Tensor, Tensor]:
@@ -268,29 +240,25 @@ class _Estimate:
         together = torch.lerp(covariance, values.covariance(), weight)
         return together, error * (1 - weight[..., 0]).sqrt()
 
-    def _average(self, first: Tensor | None, ran: Tensor, variance: Tensor, outputs: Values) -> Average:
+    def _average(self, first: Tensor | None, variance: Tensor, outputs: Values) -> Average:
         """Of what the mean gradient leaves of the outputs: a control variate, whose own mean is 0."""
-        average = Average(self._centre, variance, None if first is None else self._one_pass())
-        for draws, rows, values, linear in self._values:
-            rest = values - (self._linear(draws, rows) - linear) / (ran[rows] - 1).clamp(min=1)
-            # A single pair has no other, whose gradient is independent of its noise.
-            average.add(rows, rest, (ran[rows] > 1).to(rest))
+        average, ran = Average(self._centre, variance, None if first is None else self._one_pass()), len(self._each)
+        if ran > 1:  # a single pair has no other, whose gradient is independent of its noise
+            for draws, values, linear in self._values:
+                average.add(values - (self._linear(draws) - linear) / (ran - 1))
         if first is None:
             return average
-        error = self._error()
-        values, numbers, rows = first, range(len(first)), self._every
+        error, values, numbers = self._error(), first, range(len(first))
         while True:
-            chosen = values.gather(2, self._indices[rows].expand(len(values), -1, -1))
-            outputs.add(rows, chosen)
-            rest = chosen - self._linear(Draws(self._request.seed, numbers), rows) / ran[rows]
-            average.add(rows, rest, torch.ones_like(rest[0, :, :1]))
-            more = (average.moderated()[1][:, 0] > MEAN_TOLERANCE) & (numbers.stop < MOST_SINGLES)
-            more |= (error > LOOSE_TOLERANCE) & (numbers.stop < MOST_LOOSE_SINGLES)
-            unsure = self._every[more]
-            if self._request.samples is not None or len(unsure) == 0:
+            chosen = values.gather(2, self._indices.expand(len(values), -1, -1))
+            outputs.add(chosen)
+            average.add(chosen - self._linear(Draws(self._request.seed, numbers)) / ran)
+            more = float(average.moderated()[1][0, 0]) > MEAN_TOLERANCE and numbers.stop < MOST_SINGLES
+            more |= error > LOOSE_TOLERANCE and numbers.stop < MOST_LOOSE_SINGLES
+            if self._request.samples is not None or not more:
                 return average
-            rows, numbers = unsure, range(numbers.stop, numbers.stop + SINGLES)
-            values = self._singles(numbers, rows)
+            numbers = range(numbers.stop, numbers.stop + SINGLES)
+            values = self._singles(numbers)
 
     def _one_pass(self) -> Tensor | None:
         """``[N, k]``: the means of the one pass, which are good where its variances do not matter much."""
@@ -304,9 +272,9 @@ class _Estimate:
         nearest = (vectors * values.clamp(min=0).unsqueeze(-2)) @ vectors.mT
         return torch.where((values[..., :1] < 0).unsqueeze(-1), nearest.to(covariance.dtype), covariance)
 
-    def _linear(self, draws: Draws, rows: Tensor) -> Tensor:
-        """``[K, n, k]``: the gradients, summed over the pairs, times the noise."""
-        parts = [_along(self._gradients[s.name][rows], self._noise(draws, s)) for s in self._sources.values()]
+    def _linear(self, draws: Draws) -> Tensor:
+        """``[K, 1, k]``: the gradients, summed over the pairs, times the noise."""
+        parts = [_along(self._gradients[s.name], self._noise(draws, s)) for s in self._sources.values()]
         return sum(parts[1:], parts[0])
 
     def _attribution(self, weights: Tensor, variance: Tensor) -> Attribution:
@@ -325,15 +293,17 @@ class _Unbiased(_Estimate):
     """With pairs alone, nothing that depends on what was seen, and no eigenvalue mended."""
 
     def run(self) -> JointMoments:
-        self._pairs(range((self._request.samples or 0) // 2), self._every, None)
+        self._pairs(range((self._request.samples or 0) // 2), None)
         return self._finish(None)
 
     def _correlations(self, pairs: int) -> tuple[Tensor, bool]:
-        offsets = torch.rand(pairs, generator=torch.Generator().manual_seed(self._request.seed), dtype=torch.float64)
-        return (torch.arange(pairs) + offsets) / pairs, False
+        offsets = torch.rand(
+            pairs, generator=torch.Generator("cpu").manual_seed(self._request.seed), dtype=torch.float64, device="cpu"
+        )
+        return (torch.arange(pairs, device="cpu") + offsets) / pairs, False
 
     def _weights(self) -> Tensor:
-        return torch.tensor([[1.0], [0.0]], device=self._every.device).expand(2, self._count).to(self._centre)
+        return self._centre.new_tensor([[1.0], [0.0]])
 
     def _mended(self, covariance: Tensor) -> Tensor:
         return covariance

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +12,24 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adfify.errors import InputError
+from adfify.layout import (
+    Axis,
+    Batched,
+    Inputs,
+    Layout,
+    Mixed,
+    alike,
+    axis_of,
+    chosen,
+    find,
+    fingerprint,
+    grown,
+    named,
+    together,
+    unlike,
+)
 from adfify.moments import JointMoments, Moments, as_moments, is_moments
-from adfify.noisy import Draws, Original, Precision, autocast_state
+from adfify.noisy import Original, Precision, autocast_state
 
 if TYPE_CHECKING:
     from adfify.network import ADFNetwork
@@ -33,6 +50,7 @@ class Request:
     attribution: bool = False
     output: str | int | None = None
     chunk_size: int | None = None
+    batched: Batched = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.outputs, (int, str, Sequence, Tensor)):
@@ -46,10 +64,16 @@ class Request:
         if self.chunk_size is not None and not (isinstance(self.chunk_size, int) and self.chunk_size > 0):
             raise InputError(f"chunk_size={self.chunk_size!r}; it is how many noisy inputs may be in one pass.")
 
-    def of(self, rows: slice | Tensor, count: int) -> Request:
-        """The same for some of ``count`` pictures, which may each have indices of their own."""
-        own = isinstance(self.outputs, Tensor) and self.outputs.dim() == 2 and len(self.outputs) == count
-        return replace(self, outputs=self.outputs[rows]) if own else self  # type: ignore[index]
+    def of(self, row: int, count: int) -> Request:
+        """The same for one of ``count`` pictures, which may each have indices of their own."""
+        if not (isinstance(self.outputs, Tensor) and self.outputs.dim() == 2):
+            return self
+        if len(self.outputs) != count:
+            raise InputError(
+                f"outputs is a {self.outputs.dtype} tensor of shape {tuple(self.outputs.shape)}; it is [{count}, k]: "
+                "of each input its own indices."
+            )
+        return replace(self, outputs=self.outputs[row : row + 1])
 
     def indices(self, means: Tensor) -> Tensor:
         """Which outputs, ``[N, k]``, of those with ``means`` ``[N, M]``."""
@@ -75,66 +99,153 @@ class Request:
                 f"outputs={self.outputs!r}; it is how many of the {there} outputs (those of the largest means), a list "
                 f"of indices from 0 to {there - 1}, or 'all'."
             )
-        return torch.tensor(list(listed), device=means.device).expand(pictures, -1)
+        return torch.tensor(list(listed), dtype=torch.int64, device=means.device).expand(pictures, -1)
+
+
+# Note [One example at a time]
+# What an example's numbers are must not depend on what is beside it, and kernels round differently for batches of
+# different sizes. So a pass holds noisy copies of one example, as if it had been given alone: its numbers are the same
+# in any batch, bit for bit.
 
 
 @dataclass(frozen=True)
 class Question:
-    """A network with its inputs, Moments where they are uncertain, and what is asked of them."""
+    """A network with the inputs of one example, Moments where they are uncertain, and what is asked of them."""
 
     network: ADFNetwork
-    inputs: tuple[Any, ...]
+    inputs: Inputs
+    layout: Layout
     request: Request
     precision: Precision
 
     @property
-    def pictures(self) -> int:
-        """How many inputs there are, ``N``."""
-        return len(self.first.mean)
-
-    @property
     def first(self) -> Moments:
         """The first uncertain input."""
-        return next(x for x in self.inputs if isinstance(x, Moments))
+        return self.inputs.first
 
-    def rows(self, rows: slice | Tensor) -> Question:
-        """The same of some of the pictures."""
-        count = self.pictures
-
-        def some(x: Any) -> Any:
-            if isinstance(x, Moments):
-                return Moments(x.mean[rows], x.variance[rows])
-            return x[rows] if isinstance(x, Tensor) and x.dim() > 0 and len(x) == count else x
-
-        return replace(self, inputs=tuple(map(some, self.inputs)), request=self.request.of(rows, count))
-
-    def output_of(self, outputs: Any, rows: int) -> tuple[Tensor, tuple[int, ...]]:
-        """The output that is asked for, ``[rows, M]``, and its shape without the batch."""
-        return selected(outputs, self.request.output, rows)
+    @property
+    def repeated(self) -> Inputs:
+        """The example as often as the network needs it."""
+        return self.inputs.rows([0] * self.layout.least) if self.layout.least > 1 else self.inputs
 
     def one_pass(self) -> Moments:
-        """The ADF network's own moments of that output, ``[N, M]``, in the user's precision."""
+        """The ADF network's own moments of that output, ``[1, M]``, in the user's precision."""
         with torch.no_grad(), torch.autocast(*self.precision):
-            outputs = self.network.of_leaves(*self.inputs)
+            outputs = self.network.of_leaves(*self.repeated.arranged())
         parts = (
             pytree.tree_map_only(Moments, part, outputs, is_leaf=is_moments)
             for part in (lambda x: x.mean, lambda x: x.variance)
         )
-        return Moments(*(self.output_of(part, self.pictures)[0] for part in parts))
+        return Moments(*(self.layout.values(part, self.layout.least)[:1] for part in parts))
 
 
 def joint(network: ADFNetwork, inputs: Sequence[Any], request: Request) -> JointMoments:
     """See :meth:`ADFNetwork.joint`."""
     with torch.inference_mode(False):
         refuse_training_statistics(network)
-        given = _as_given(network, inputs)
         if isinstance(request.outputs, Tensor):
-            device = next(x.device for x in given if isinstance(x, Moments))
-            request = replace(request, outputs=request.outputs.to(device, copy=True))
-        question = Question(network, given, request, autocast_state())
-        refuse_mixing(question)
-        with torch.autocast(question.precision[0], enabled=False):
-            return _method(question)(question)
+            request = replace(request, outputs=request.outputs.clone())
+        asked = questions(network, _as_given(network, inputs), request)
+        with torch.autocast(asked[0].precision[0], enabled=False):
+            return joined([_method(question)(question) for question in asked])
+
+
+def questions(network: ADFNetwork, given: Sequence[Any], request: Request) -> list[Question]:
+    """One for each example."""
+    names = [str(node.target) for node in network.graph.nodes if node.op == "placeholder"]
+    unknown = Inputs.of(given, names)
+    if not unknown.uncertain:
+        raise InputError("joint() got no uncertain input.")
+    precision = autocast_state()
+    layout = _layout(network, unknown, request, precision)
+    inputs = unknown.along(layout.axes)
+    return [
+        Question(network, inputs.rows([row]), layout, request.of(row, inputs.count), precision)
+        for row in range(inputs.count)
+    ]
+
+
+def _layout(network: ADFNetwork, inputs: Inputs, request: Request, precision: Precision) -> Layout:
+    """The network's layout, kept as long as its weights, what is certain, the shapes and the question are the same."""
+    leaves = [(x.shape, x.dtype, x.device) if isinstance(x, Moments) else x for x in inputs.leaves]
+    certain = [x.clone() for x in leaves if isinstance(x, Tensor)]
+    plain = [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves]
+    key = repr((plain, request.output, request.batched, precision, fingerprint(network)))
+    known: dict[str, tuple[list[Tensor], Layout]] = network.__dict__.setdefault("_layouts", {})
+    if key in known and all(torch.equal(a, b) for a, b in zip(certain, known[key][0], strict=True)):
+        return known[key][1]
+    original = Original(network, precision)
+    original_at = partial(layout_along, original, request.output)
+    try:
+        found = find(inputs, request.batched, original_at)
+    except InputError:
+        original.without_noise(inputs)  # what the network can't take at all is said so
+        raise
+    if len(known) >= MOST_LAYOUTS:
+        known.clear()
+    known[key] = (certain, found)
+    return found
+
+
+MOST_LAYOUTS = 8
+"""Layouts that a network keeps."""
+
+
+def layout_along(original: Original, which: str | int | None, inputs: Inputs) -> Layout:
+    """The layout if the batch is where ``inputs`` say. Raises Mixed, or an error of torch's, if it isn't."""
+    if all(axis is None for axis in inputs.axes):
+        outputs, masks, elements = original.without_noise(inputs)
+        there = named(outputs)
+        name = chosen(there, there, which)
+        return Layout(inputs.axes, name, None, (None,) * len(masks), 1, elements, tuple(there[name].shape))
+    a, b, c = unlike(inputs, _indexes(original.network, inputs))
+    runs = [original.without_noise(together(parts)) for parts in ([a], [b, a], [c, a, b])]
+    (one, _, _), (two, masks, fewer), (three, other_masks, more) = runs
+    name = chosen(named(two), named(three), which)
+    rough = original.precision[2]
+    leaves = [named(outputs)[name] for outputs in (one, two, three) if name in named(outputs)]
+    if len(leaves) < 3:
+        raise Mixed(f"output {name!r} is not there for every number of examples")
+    block = axis_of(leaves[0], leaves[1], leaves[2], rough)
+    if block.length % a.count:
+        raise Mixed(f"{a.count} examples have {block.length} elements along axis {block.index} of the output")
+    at = Axis(block.index, block.length // a.count)
+    _same_in_the_whole(original, inputs, name, at, rough)
+    where = [grown(torch.empty(x, device="meta"), torch.empty(y, device="meta"))
+             for x, y in zip(masks, other_masks, strict=True)]  # fmt: skip
+    held = tuple(None if axis is None else Axis(axis.index, axis.length // a.count) for axis in where)
+    alone = leaves[0] if a.count == 1 else named(original.without_noise(inputs.rows([0]))[0])[name]
+    expected = [at.length if n == at.index else size for n, size in enumerate(leaves[1].shape)]
+    squeezed = list(alone.shape) != expected
+    return Layout(
+        inputs.axes,
+        name,
+        at,
+        held,
+        2 if squeezed else 1,
+        max(1, (more - fewer) // a.count),
+        tuple(at.of_each(alone.reshape(expected), 1).shape[1:]),
+    )
+
+
+def _indexes(network: ADFNetwork, inputs: Inputs) -> bool:
+    """Whether fewer examples than there are could put a GPU out of order, by an index that is out of bounds."""
+    tensors = [x for x in inputs.leaves if isinstance(x, Tensor)] + [x for x in network.buffers() if x.dim() > 0]
+    return inputs.first.device.type == "cuda" and any(not x.is_floating_point() for x in tensors)
+
+
+def _same_in_the_whole(original: Original, inputs: Inputs, name: str, at: Axis, rough: bool) -> None:
+    """Raise Mixed where an input as long as the batch was taken for what it isn't: examples differ in the whole."""
+    as_long = [isinstance(x, Tensor) and any(inputs.count == length for length in x.shape) for x in inputs.leaves]
+    if inputs.count == 1 or not any(as_long):
+        return
+    whole = at.apart(named(original.without_noise(inputs)[0])[name], inputs.count)
+    for row in (0, inputs.count - 1):
+        alone = named(original.without_noise(inputs.rows([row]))[0])[name]
+        if alone.numel() != whole[row].numel() or not alike(
+            alone.reshape(whole[row].shape), whole[row], (whole[0] - whole[-1]).abs(), rough
+        ):
+            raise Mixed("an example's output is another in the whole batch than alone")
 
 
 def _method(question: Question) -> Callable[[Question], JointMoments]:
@@ -173,11 +284,7 @@ def _many(question: Question) -> bool:
         return asked >= MANY_OUTPUTS
     if isinstance(asked, Tensor):
         return asked.shape[-1] >= MANY_OUTPUTS
-    if asked != "all":
-        return len(asked) >= MANY_OUTPUTS
-    one = question.rows(slice(0, 1))
-    outputs, _ = Original(question.network, question.precision).at(one.inputs, Draws(0, range(1)), gradients=False)
-    return question.output_of(outputs, 1)[0].shape[1] >= MANY_OUTPUTS
+    return (question.layout.outputs if asked == "all" else len(asked)) >= MANY_OUTPUTS
 
 
 def refuse_training_statistics(network: nn.Module) -> None:
@@ -188,42 +295,6 @@ def refuse_training_statistics(network: nn.Module) -> None:
                 f"'{path}' ({type(module).__name__}) takes its statistics from the batch, which would mix its inputs: "
                 "call .eval() on the network first, and give the layer running statistics."
             )
-
-
-def refuse_mixing(question: Question) -> None:
-    """Raise InputError where one input's output depends on the others: the batch is not the first dimension, or mixed.
-
-    Once for a network: noisy inputs are run as a batch, so nothing else would be right.
-    """
-    network = question.network
-    if network.__dict__.get("_keeps_inputs_apart"):
-        return
-    one = question.rows(slice(0, 1))
-    two = [_with_another(x) for x in one.inputs]
-    original = Original(network)
-    with torch.no_grad(), original.without_noise():
-        alone = one.output_of(original.run(*map(mean_of, one.inputs)), 1)[0]
-        together = original.run(*two)
-        beside = one.output_of(together, 2)[0][1:]  # the second: a recurrent network may not know what follows
-    close = torch.allclose(alone, beside, rtol=1e-2, atol=1e-3 * float(alone.abs().max()), equal_nan=True)
-    if not close:
-        raise InputError(
-            "the network's output for an input depends on the other inputs beside it: the batch is not its first "
-            "dimension (nn.LSTM without batch_first), or it is mixed. Joint moments run noisy inputs as a batch."
-        )
-    network.__dict__["_keeps_inputs_apart"] = True
-
-
-def mean_of(x: Any) -> Any:
-    """Without its variance."""
-    return x.mean if isinstance(x, Moments) else x
-
-
-def _with_another(x: Any) -> Any:
-    """One input, and another before it."""
-    if isinstance(x, Moments):
-        return torch.cat((x.mean.flip(-1) + 1, x.mean))
-    return torch.cat((x, x)) if isinstance(x, Tensor) and x.dim() > 0 and len(x) == 1 else x
 
 
 def _as_given(network: ADFNetwork, inputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -238,37 +309,7 @@ def _as_given(network: ADFNetwork, inputs: Sequence[Any]) -> tuple[Any, ...]:
         uncertain = any(user.target is as_moments for user in node.users)
         value = pytree.tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x.detach(), value)
         given.append(as_moments(value, network.noise_variance, str(node.target)) if uncertain else value)
-    lengths = {len(x.mean) if x.mean.dim() else 0 for x in given if isinstance(x, Moments)}
-    if len(lengths) != 1 or 0 in lengths:
-        raise InputError(
-            f"joint() takes a batch, [N, ...], in every uncertain input, the same N; there is {sorted(lengths)}."
-            if lengths
-            else "joint() got no uncertain input."
-        )
     return tuple(given)
-
-
-def selected(outputs: Any, which: str | int | None, rows: int) -> tuple[Tensor, tuple[int, ...]]:
-    """One output of a structure, ``[rows, M]``, and its shape without the batch.
-
-    Raises:
-        InputError: there are several, or none that is a batch of floating-point values.
-    """
-    named = {
-        pytree.keystr(path).strip("[]'\".<>"): leaf
-        for path, leaf in pytree.tree_flatten_with_path(outputs)[0]
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0 and len(leaf) == rows
-    }
-    if which in (None, 0) and len(named) == 1:
-        (leaf,) = named.values()
-    elif str(which) in named:
-        leaf = named[str(which)]
-    else:
-        there = ", ".join(map(repr, named)) or "none that is a batch of floating-point values"
-        asked = "which of them is not said" if which is None else f"output={which!r} is not among them"
-        raise InputError(f"the network's outputs are {there}, and {asked}: give output=, one of their names.")
-    wide = leaf.float() if leaf.dtype in (torch.float16, torch.bfloat16) else leaf
-    return wide.reshape(rows, -1), tuple(leaf.shape[1:])
 
 
 def joined(parts: Sequence[JointMoments]) -> JointMoments:
@@ -278,15 +319,4 @@ def joined(parts: Sequence[JointMoments]) -> JointMoments:
     leaves, specs = zip(*(pytree.tree_flatten(part) for part in parts), strict=True)
     cat = [torch.cat(same) if isinstance(same[0], Tensor) else same[0] for same in zip(*leaves, strict=True)]
     whole: JointMoments = pytree.tree_unflatten(cat, specs[0])
-    return whole
-
-
-def replaced(moments: JointMoments, rows: Tensor, others: JointMoments) -> JointMoments:
-    """Those of some pictures taken from ``others``."""
-    leaves, spec = pytree.tree_flatten(moments)
-    put = [
-        leaf.index_copy(0, rows, other) if isinstance(leaf, Tensor) else leaf
-        for leaf, other in zip(leaves, pytree.tree_leaves(others), strict=True)
-    ]
-    whole: JointMoments = pytree.tree_unflatten(put, spec)
     return whole

@@ -158,6 +158,7 @@ class JointMoments:
         model_covariance: ``[N, k, k]``, likewise of the covariance.
         attribution: where the variance comes from, if asked for.
         shape: of one output in the network, which all k are elements of.
+        batch_axis: where the network's output has the batch; None where all that was given is one example.
     """
 
     mean: Tensor
@@ -173,6 +174,7 @@ class JointMoments:
     model_covariance: Tensor | None = None
     attribution: Attribution | None = None
     shape: tuple[int, ...] = ()
+    batch_axis: int | None = 0
 
     @property
     def std(self) -> Tensor:
@@ -201,7 +203,9 @@ class JointMoments:
 
     def as_output(self, values: Tensor) -> Tensor:
         """``[N, k]`` of all outputs (``outputs="all"``) in the shape of the network's output: a map for a segmenter."""
-        return values.reshape(len(values), *self.shape)
+        if self.batch_axis is None:
+            return values.reshape(self.shape)
+        return values.reshape(len(values), *self.shape).movedim(0, self.batch_axis)
 
 
 torch.export.register_dataclass(Moments, serialized_type_name="adfify.Moments")

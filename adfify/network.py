@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,6 +122,7 @@ class ADFNetwork(fx.GraphModule):
         attribution: bool = False,
         output: str | int | None = None,
         chunk_size: int | None = None,
+        batched: str | Sequence[str] | Mapping[str, int] = "auto",
         **named: Any,
     ) -> JointMoments:
         """Means, standard deviations and covariances that take the correlation of units into account.
@@ -144,6 +145,9 @@ class ADFNetwork(fx.GraphModule):
             attribution: whether to split each variance into its sources.
             output: which, of a network that returns several.
             chunk_size: noisy inputs in one pass, which bounds the memory; by default what suits a CPU's cache.
+            batched: which inputs hold the batch: their names, or a dict of names and axes. By default the uncertain
+                ones, first, and those certain ones along which a probe of the network finds its examples apart. ``()``:
+                none; all that is given is one example (the nodes of a graph), and every noisy input a pass of its own.
             named: inputs by keyword.
 
         Raises:
@@ -152,7 +156,7 @@ class ADFNetwork(fx.GraphModule):
         """
         from adfify.joint import Request, joint
 
-        request = Request(outputs, method, samples, seed, attribution, output, chunk_size)
+        request = Request(outputs, method, samples, seed, attribution, output, chunk_size, batched)
         leaves = self.signature.flatten(inputs, named)
         try:
             return joint(self, leaves, request)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 from adfify import original
 from adfify.errors import InputError
 from adfify.gaussian import interpolation
+from adfify.layout import Axis, Inputs, Layout
 from adfify.moments import Moments
 from adfify.network import ADFNetwork
 from adfify.nn import dropout
@@ -59,6 +59,10 @@ class Draws:
             shape: of the noise.
             first: whether it is the first source: a second Sobol sequence would not be independent of the first.
         """
+        with torch.device("cpu"):  # whatever the default: the noise is the same everywhere
+            return self._noise(name, shape, first)
+
+    def _noise(self, name: str, shape: Sequence[int], first: bool) -> Tensor:
         members = 1 if self.correlations is None else 2
         size = members * torch.Size(shape).numel()
         if self.quasi_random and first and size <= _QUASI_RANDOM_DIMENSIONS:
@@ -67,8 +71,8 @@ class Draws:
             points = sobol.draw(len(self.numbers), dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
             basis = torch.special.ndtri(points).float().reshape(len(self.numbers), members, *shape)
         else:
-            of_each = [torch.Generator().manual_seed(self._seed(name, members, number)) for number in self.numbers]
-            basis = torch.stack([torch.randn((members, *shape), generator=one) for one in of_each])
+            of_each = [torch.Generator("cpu").manual_seed(self._seed(name, members, number)) for number in self.numbers]
+            basis = torch.stack([torch.randn((members, *shape), generator=one, dtype=torch.float32) for one in of_each])
         if self.correlations is None:
             singles: Tensor = basis.flatten(0, 1)
             return singles
@@ -87,8 +91,8 @@ class Source:
         name: of its node in the graph.
         is_mask: whether it belongs to the model.
         first: whether it is the first of the sources.
-        std: standard deviations, broadcastable to ``drawn`` without its first dimension's draws: ``[N, ...]``.
-        drawn: ``[K * N, ...]``, the noisy values: leaves of the autograd graph.
+        std: standard deviations, broadcastable to ``drawn`` without its first dimension's draws: ``[1, ...]``.
+        drawn: ``[K, ...]``, the noisy values: leaves of the autograd graph.
     """
 
     name: str
@@ -120,48 +124,79 @@ class Original(fx.Interpreter):
         super().__init__(network)
         self.extra_traceback = False  # an error of the user's is said in our words
         self.network = network
-        self._precision = precision or autocast_state()
-        self._elements = 0
+        self.precision = precision or autocast_state()
+        self.elements = 0
         self._plain: dict[str, nn.Module] = {}
         self._sources: list[Source] = []
-        self._draws, self._pictures, self._needs_gradients = Draws(0, range(1)), 0, False
+        self._masks: list[Axis | None] = []
+        self._draws, self._rows, self._needs_gradients = Draws(0, range(1)), 0, False
+        self._batched, self._mask_count, self._alone = True, 0, 0
 
-    def at(self, inputs: Sequence[Any], draws: Draws, gradients: bool) -> tuple[Any, list[Source]]:
-        """Outputs ``[K * N, ...]`` in the model's structure, and the sources of their noise.
+    def at(self, inputs: Inputs, layout: Layout, draws: Draws, gradients: bool) -> tuple[Tensor, list[Source]]:
+        """The output that is asked for at noisy inputs, ``[K, M]``, and the sources of their noise.
 
         Args:
-            inputs: of the network; Moments are the uncertain ones.
+            inputs: of one example.
+            layout: of the network.
             draws: the noise of the inputs.
             gradients: whether the outputs are differentiable with respect to the sources.
         """
-        self._draws, self._needs_gradients, self._sources, self._elements = draws, gradients, [], 0
-        self._pictures = next(len(x.mean) for x in inputs if isinstance(x, Moments))
-        names = [str(node.target) for node in self.network.graph.nodes if node.op == "placeholder"]
-        with torch.set_grad_enabled(gradients), torch.autocast(*self._precision):
-            noisy = [self._noisy(name, x) for name, x in zip(names, inputs, strict=False)]
-            with dropout.masks_by(self._mask):
-                outputs = self.run(*noisy)
-        return outputs, self._sources
+        self._draws, self._needs_gradients, self._sources, self._masks = draws, gradients, [], list(layout.masks)
+        self._batched, self._mask_count, self._alone = layout.at is not None, 0, 0
+        self._rows = max(draws.count, layout.least)
+        with torch.set_grad_enabled(gradients), torch.autocast(*self.precision):
+            noisy = [self._noisy(name, x) for name, x in zip(inputs.names, inputs.leaves, strict=True)]
+            if layout.at is not None:
+                values = self._values(inputs, layout, noisy, self._rows)[: draws.count]
+            else:
+                values = torch.cat([self._lone(inputs, layout, noisy, draw) for draw in range(draws.count)])
+        return values, self._sources
 
-    @property
-    def activations(self) -> int:
-        """Elements of all results for one input, in the last run."""
-        return self._elements // max(1, self._pictures * self._draws.count)
+    def _values(self, inputs: Inputs, layout: Layout, noisy: Sequence[Any], rows: int) -> Tensor:
+        parts = zip(inputs.leaves, noisy, inputs.axes, strict=True)
+        leaves = [
+            (self._filled(drawn) if isinstance(x, Moments) else x.repeat(rows, *[1] * (x.dim() - 1)))
+            if axis is not None
+            else drawn
+            for x, drawn, axis in parts
+        ]
+        with dropout.masks_by(self._mask):
+            return layout.values(self.run(*replace(inputs, leaves=tuple(leaves)).arranged()), rows)
 
-    @contextmanager
-    def without_noise(self) -> Iterator[None]:
-        """Within it, :meth:`run` multiplies by no masks."""
-        with dropout.masks_by(lambda x, variance, shape: torch.ones(shape, dtype=x.dtype, device=x.device)):
-            yield
+    def _lone(self, inputs: Inputs, layout: Layout, noisy: Sequence[Any], draw: int) -> Tensor:
+        """Of one draw, in a pass of its own: all that is given is one example."""
+        self._alone, self._mask_count = draw, 0
+        parts = zip(inputs.leaves, noisy, strict=True)
+        leaves = [drawn[draw] if isinstance(x, Moments) else drawn for x, drawn in parts]
+        return self._values(inputs, layout, leaves, 1)
+
+    def _filled(self, drawn: Tensor) -> Tensor:
+        """With the last of them again, where a single one would be squeezed away."""
+        missing = self._rows - len(drawn)
+        return torch.cat((drawn, drawn[-1:].expand(missing, *drawn.shape[1:]))) if missing else drawn
+
+    def without_noise(self, inputs: Inputs) -> tuple[Any, list[tuple[int, ...]], int]:
+        """Outputs in the model's structure at the means, masks being 1; the masks' shapes; elements of all results."""
+        masks: list[tuple[int, ...]] = []
+        self.elements = 0
+
+        def one(x: Tensor, variance: float, shape: tuple[int, ...]) -> Tensor:
+            masks.append(shape)
+            return torch.ones(shape, dtype=x.dtype, device=x.device)
+
+        leaves = [x.mean if isinstance(x, Moments) else x for x in inputs.leaves]
+        with torch.no_grad(), torch.autocast(*self.precision), dropout.masks_by(one):
+            outputs = self.run(*replace(inputs, leaves=tuple(leaves)).arranged())
+        return outputs, masks, self.elements
 
     def _noisy(self, name: str, x: Any) -> Any:
         if not isinstance(x, Moments):
-            batched = isinstance(x, Tensor) and x.dim() > 0 and len(x) == self._pictures
-            return x.repeat(self._draws.count, *[1] * (x.dim() - 1)) if batched else x
-        noise = self._draws.noise(name, x.shape[1:], not self._sources).to(x.variance).unsqueeze(1)
-        std = x.variance.sqrt()
-        drawn = torch.addcmul(x.mean.to(std.dtype), std, noise).flatten(0, 1).to(x.mean.dtype)
-        return self._leaf(name, False, std, _in_format_of(x.mean, drawn))
+            return x
+        lone = x if self._batched else Moments(x.mean.unsqueeze(0), x.variance.unsqueeze(0))
+        std = lone.variance.sqrt()
+        noise = self._draws.noise(name, lone.shape[1:], not self._sources).to(std)
+        drawn = torch.addcmul(lone.mean.to(std), std, noise).to(x.mean.dtype)
+        return self._leaf(name, False, std, _in_format_of(lone.mean, drawn))
 
     # Note [Masks as Gaussian factors]
     # Gradients are taken by a mask, so it has to be a continuous variable: a Gaussian factor of the mask's mean and
@@ -169,19 +204,30 @@ class Original(fx.Interpreter):
     # summed; a function that bends right behind a dropout sees more than two moments. Without gradients, they are
     # zeros and ones.
     def _mask(self, x: Tensor, variance: float, shape: tuple[int, ...]) -> Tensor:
-        name, inputs = f"mask {len(self._sources)}", self._draws.count * self._pictures
-        if len(x) != inputs:
+        number, self._mask_count = self._mask_count, self._mask_count + 1
+        if not self._batched:
+            made = [source for source in self._sources if source.is_mask]
+            if number < len(made):
+                return made[number].drawn[self._alone]
+            return self._drawn_mask(number, x, variance, shape)[self._alone]
+        axis = self._masks[number]
+        if axis is None or axis.length != 1 or shape[axis.index] != self._rows:
             raise InputError(
-                f"a dropout of this network masks a tensor of shape {tuple(x.shape)}, in which the {inputs} noisy "
-                "inputs are not the first dimension: joint moments can't tell whose masks are whose. Convert with "
+                f"a dropout of this network masks a tensor of shape {tuple(x.shape)}, of which no one axis is the "
+                f"{self._rows} noisy inputs: joint moments can't tell whose masks are whose. Convert with "
                 "dropout='off'."
             )
-        noise = self._draws.noise(name, shape[1:], not self._sources).to(x).repeat_interleave(self._pictures, 0)
-        std = torch.full((1,) * len(shape), variance**0.5, dtype=x.dtype, device=x.device)
+        of_each = (*shape[: axis.index], *shape[axis.index + 1 :])
+        return self._filled(self._drawn_mask(number, x, variance, of_each)).movedim(0, axis.index)
+
+    def _drawn_mask(self, number: int, x: Tensor, variance: float, shape: tuple[int, ...]) -> Tensor:
+        name = f"mask {len(self._sources)}"
+        noise = self._draws.noise(name, shape, not self._sources).to(x)
+        std = torch.full((1,) * noise.dim(), variance**0.5, dtype=x.dtype, device=x.device)
         if self._needs_gradients:
             return self._leaf(name, True, std, 1 + std * noise)
         kept = 1 / (1 + variance)
-        threshold = torch.special.ndtri(torch.tensor(kept, dtype=torch.float64)).to(noise)
+        threshold = torch.special.ndtri(torch.tensor(kept, dtype=torch.float64, device="cpu")).to(noise)
         return self._leaf(name, True, std, (noise < threshold).to(x) / kept)
 
     def _leaf(self, name: str, is_mask: bool, std: Tensor, drawn: Tensor) -> Tensor:
@@ -198,7 +244,7 @@ class Original(fx.Interpreter):
             result = self._run_original(node, origin, args, kwargs)
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._elements += leaf.numel()
+                self.elements += leaf.numel()
         return result
 
     def _run_original(self, node: fx.Node, origin: original.Origin, args: Any, kwargs: Any) -> Any:
@@ -223,15 +269,14 @@ class Original(fx.Interpreter):
         return counterpart(self._original_module(path), mask)
 
 
-def gradients(outputs: Sequence[Tensor], sources: Sequence[Source], draws: int) -> list[Tensor]:
-    """For each source ``[K, N, k, D]``: gradients of k outputs ``[K * N]`` each, times the source's std."""
+def gradients(outputs: Sequence[Tensor], sources: Sequence[Source]) -> list[Tensor]:
+    """For each source ``[K, k, D]``: gradients of k outputs ``[K]`` each, times the source's std."""
     by_source: list[list[Tensor]] = [[] for _ in sources]
     for position, output in enumerate(outputs):
         found = by_each(output, [source.drawn for source in sources], again=position + 1 < len(outputs))
         for source, value, rows in zip(sources, found, by_source, strict=True):
-            scaled = value.reshape(draws, -1, *value.shape[1:]) * source.std
-            rows.append(scaled.flatten(2).to(output.dtype))
-    return [torch.stack(rows, 2) for rows in by_source]
+            rows.append((value * source.std).flatten(1).to(output.dtype))
+    return [torch.stack(rows, 1) for rows in by_source]
 
 
 def by_each(output: Tensor, tensors: Sequence[Tensor], again: bool) -> list[Tensor]:

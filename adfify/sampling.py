@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from adfify import call_signature
 from adfify.errors import InputError
+from adfify.layout import Batched
 from adfify.moments import Moments, as_moments, variance_dtype
 from adfify.network import ADFNetwork
 from adfify.streaming import Powers
@@ -56,6 +57,7 @@ def monte_carlo(
     progress: Callable[[int], None] | None = None,
     control: ADFNetwork | None = None,
     outputs: int | Sequence[int] | Tensor | str = 5,
+    batched: Batched = "auto",
 ) -> MonteCarlo:
     """The moments of a network's outputs under Gaussian input noise, by brute force: the truth ADF is held against.
 
@@ -79,6 +81,7 @@ def monte_carlo(
             An odd draw is left away. An unbiased variance may be below 0 where the network bends a lot and draws are
             few, and the std is then NaN.
         outputs: with ``control``, which ones, as in :meth:`ADFNetwork.joint`; there must be one output tensor.
+        batched: with ``control``, which inputs hold the batch, likewise.
 
     Raises:
         InputError: fewer than 2 draws (6 with a control), no variance or two of them, outputs that are not
@@ -86,7 +89,7 @@ def monte_carlo(
     """
     inputs = _Inputs.of(x, noise_variance)
     if control is not None:
-        return _controlled(model, control, inputs, draws, seed, outputs, batch_size, progress)
+        return _controlled(model, control, inputs, draws, seed, outputs, batch_size, progress, batched)
     if draws < 2:
         raise InputError(f"draws={draws}; a variance needs at least 2.")
     generator = torch.Generator(inputs.device).manual_seed(seed)
@@ -119,10 +122,11 @@ def _controlled(
     outputs: int | Sequence[int] | Tensor | str,
     batch_size: int,
     progress: Callable[[int], None] | None,
+    batched: Batched,
 ) -> MonteCarlo:
     from adfify import interpolated
-    from adfify.joint import Question, Request, refuse_training_statistics
-    from adfify.noisy import Original, autocast_state
+    from adfify.joint import Request, joined, questions, refuse_training_statistics
+    from adfify.noisy import Original
 
     if draws < LEAST_CONTROLLED:
         raise InputError(f"draws={draws}; with a control there must be {LEAST_CONTROLLED} or more, in pairs.")
@@ -134,15 +138,13 @@ def _controlled(
         means = [x.mean.clone() for x in inputs.noisy]
         moments = [Moments(mean, x.variance.clone()) for mean, x in zip(means, inputs.noisy, strict=True)]
         leaves = tuple(control.signature.flatten(inputs.at(moments), {}))
-        question = Question(
-            control, leaves, Request(outputs, samples=draws, seed=seed, chunk_size=batch_size), autocast_state()
-        )
         given, own = model(*inputs.at(means)), Original(control).run(*control.signature.flatten(inputs.at(means), {}))
         same = pytree.tree_structure(given) == pytree.tree_structure(own)
         pairs = zip(pytree.tree_leaves(given), pytree.tree_leaves(own), strict=False)
         if not (same and all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)):
             raise InputError(f"control is another network than {type(model).__name__}: give adfify(model) of the same.")
-        found = interpolated.unbiased(question)
+        request = Request(outputs, samples=draws, seed=seed, chunk_size=batch_size, batched=batched)
+        found = joined([interpolated.unbiased(question) for question in questions(control, leaves, request)])
     if progress is not None:
         progress(draws)
     return MonteCarlo(
@@ -267,7 +269,15 @@ class Prediction:
         return self.variance.sqrt()
 
 
-def predict(adf: ADFNetwork, x: Any, draws: int | None = None, *, seed: int = 0, one_pass: bool = False) -> Prediction:
+def predict(
+    adf: ADFNetwork,
+    x: Any,
+    draws: int | None = None,
+    *,
+    seed: int = 0,
+    one_pass: bool = False,
+    batched: Batched = "auto",
+) -> Prediction:
     """Total predictive uncertainty, split into the data's part and the model's.
 
     By :meth:`ADFNetwork.joint`, or as published: ADF for the data's part, Monte Carlo dropout for the model's.
@@ -282,6 +292,7 @@ def predict(adf: ADFNetwork, x: Any, draws: int | None = None, *, seed: int = 0,
         seed: of the noise and the masks: the same answer every time; torch's own random state is left as it was.
         one_pass: the published algorithm. Its data variance takes units as independent, and is too small on deep
             networks, often by an order of magnitude.
+        batched: which inputs hold the batch, as in :meth:`ADFNetwork.joint`.
 
     Raises:
         InputError: fewer than 2 draws, draws without ``one_pass``, or a network with other than one output.
@@ -290,7 +301,7 @@ def predict(adf: ADFNetwork, x: Any, draws: int | None = None, *, seed: int = 0,
     if not one_pass:
         if draws is not None:
             raise InputError(f"draws={draws} is for one_pass=True; joint moments choose their own number.")
-        joint = adf.joint(*args, outputs="all", seed=seed)
+        joint = adf.joint(*args, outputs="all", seed=seed, batched=batched)
         model_variance = torch.zeros_like(joint.variance) if joint.model_variance is None else joint.model_variance
         parts = (joint.mean, joint.variance - model_variance, model_variance)
         return Prediction(*map(joint.as_output, parts))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from adfify.gaussian.moderation import moderated
-from adfify.joint import Question, joined
-from adfify.moments import JointMoments, Moments
+from adfify.joint import Question
+from adfify.moments import JointMoments
 from adfify.noisy import LEAST_CHUNK, Draws, Original
 from adfify.streaming import Powers
 
@@ -28,15 +28,11 @@ LARGEST_KEPT = 2**18
 
 
 def moments(question: Question) -> JointMoments:
-    """Of all pictures, one after the other."""
+    """Of one picture."""
     original = Original(question.network, question.precision)
-    return joined([_of_one(original, question.rows(slice(at, at + 1))) for at in range(question.pictures)])
-
-
-def _of_one(original: Original, question: Question) -> JointMoments:
-    request = question.request
+    request, shape = question.request, question.layout.shape
     samples = max(2, request.samples or SAMPLES)
-    powers, kept, shape, masks = _drawn(original, question, samples)
+    powers, kept, masks = _drawn(original, question, samples)
     mean, variance, mean_error, std_error = powers.moments()
     indices = request.indices(mean.unsqueeze(0))[0]
     # Of few draws the fourth moment, and so the error, comes out too small.
@@ -45,14 +41,14 @@ def _of_one(original: Original, question: Question) -> JointMoments:
         variance = moderated(variance, error, question.one_pass().variance[0], shape)
     model_variance = None
     if masks:
-        certain = tuple(Moments(x.mean, 0 * x.variance) if isinstance(x, Moments) else x for x in question.inputs)
+        certain = question.inputs.without_variance()
         alone = _drawn(original, replace(question, inputs=certain), samples)[0].moments()[1]
         model_variance = torch.minimum(alone, variance)[indices].unsqueeze(0)
     covariance = None
     if len(indices) <= LARGEST_COVARIANCE and kept:
         chosen = torch.cat([values[:, indices] for values in kept])
         covariance = _scaled(torch.cov(chosen.double().T).reshape(len(indices), -1).to(mean), variance[indices])
-    one = torch.tensor([samples], device=mean.device)
+    one = torch.tensor([samples], dtype=torch.int64, device=mean.device)
     return JointMoments(
         mean=mean[indices].unsqueeze(0),
         covariance=None if covariance is None else covariance.unsqueeze(0),
@@ -65,27 +61,26 @@ def _of_one(original: Original, question: Question) -> JointMoments:
         std_error=std_error[indices].unsqueeze(0),
         model_variance=model_variance,
         shape=shape,
+        batch_axis=question.layout.batch_axis,
     )
 
 
-def _drawn(original: Original, question: Question, samples: int) -> tuple[Powers, list[Tensor], tuple[int, ...], bool]:
-    """The outputs' powers, the outputs ``[K, M]`` themselves, their shape, and whether there were random masks."""
+def _drawn(original: Original, question: Question, samples: int) -> tuple[Powers, list[Tensor], bool]:
+    """The outputs' powers, the outputs ``[K, M]`` themselves, and whether there were random masks."""
     chunk = question.request.chunk_size or LEAST_CHUNK
     powers: Powers | None = None
     kept: list[Tensor] = []
-    shape: tuple[int, ...] = ()
     masks = False
     for at in range(0, samples, chunk):
         draws = Draws(question.request.seed, range(at, min(at + chunk, samples)))
-        outputs, sources = original.at(question.inputs, draws, gradients=False)
-        values, shape = question.output_of(outputs, draws.count)
+        values, sources = original.at(question.inputs, question.layout, draws, gradients=False)
         masks = any(source.is_mask for source in sources)
         powers = powers or Powers(values.mean(0))
         powers.add(values)
         if values.shape[1] <= LARGEST_KEPT:
             kept.append(values)
     assert powers is not None
-    return powers, kept, shape, masks
+    return powers, kept, masks
 
 
 def _scaled(covariance: Tensor, variance: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ _ITSELF, _STEEP = 1 / 16, 6.0
 def correlations(pairs: int) -> Tensor:
     """``[pairs]``, float64: r of each; see Note [Few pairs and many]."""
     if pairs < MANY:
-        return torch.full((pairs,), 0.5, dtype=torch.float64)
-    return (torch.arange(pairs, dtype=torch.float64) + 0.5) / pairs
+        return torch.full((pairs,), 0.5, dtype=torch.float64, device="cpu")
+    return (torch.arange(pairs, dtype=torch.float64, device="cpu") + 0.5) / pairs
 
 
 def weight_of_itself(ratio: Tensor, pairs: int) -> Tensor:
