@@ -70,11 +70,12 @@ class Uncertain:
 
 @dataclass(frozen=True)
 class Certain:
-    """In a :class:`Case`: an argument that is a known tensor of this shape; ``positive`` for a variance."""
+    """In a :class:`Case`: a known tensor of this shape; ``positive`` for a variance, ``unit`` for a probability."""
 
     shape: tuple[int, ...]
     positive: bool = False
     complex: bool = False
+    unit: bool = False
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class Trial:
         def known(spec: Certain | Tensor) -> Tensor:
             if isinstance(spec, Tensor):
                 return spec.to(device)
-            made = torch.rand if spec.positive else torch.randn
+            made = torch.rand if spec.positive or spec.unit else torch.randn
             shape = (*spec.shape, 2) if spec.complex else spec.shape
             drawn = (made(shape, generator=draw, dtype=torch.float64) + 0.3 * spec.positive).to(device, dtype)
             return torch.view_as_complex(drawn) if spec.complex else drawn

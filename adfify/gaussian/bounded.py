@@ -123,3 +123,14 @@ def logit(mean: Tensor, variance: Tensor, eps: float | None = None) -> Pair:
     if eps:
         return expect(f, mean, variance, kinks=(eps, 1 - eps))
     return _given_inside(f, mean, variance, 0.0, 1.0)
+
+
+@in_blocks
+@in_float32
+def cross_entropy(mean: Tensor, variance: Tensor, target: Tensor) -> Pair:
+    """-t log x - (1 - t) log(1 - x), 0 < x < 1, neither logarithm below -100, as torch has it."""
+
+    def loss(x: Tensor) -> Tensor:
+        return (target - 1) * torch.log1p(-x).clamp(min=-100) - target * torch.log(x).clamp(min=-100)
+
+    return _given_inside(loss, mean, variance, 0.0, 1.0)

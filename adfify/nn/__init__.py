@@ -13,6 +13,7 @@ from adfify.nn import (  # noqa: F401  registered by being imported
     log_sums,
     losses,
     norms,
+    probability_losses,
     reduced_products,
     special,
     unpooling,
