@@ -126,6 +126,11 @@ class _Functionalisation:
             self._done.gaps[copy] = (
                 "it writes into an argument other than its first, or returns something else than that"
             )
+        if inplace.perhaps_writes(node, self._root, self._rules):
+            self._done.gaps[copy] = (
+                "its name says that it writes in place, what it is given is read elsewhere, and only of torch's own "
+                "functions the name is known to hold; name it without the underscore, or read only its result"
+            )
         related = inplace.kinship(node, self._root, self._rules)
         sources = [self._places[value] for value in node.all_input_nodes] if related != "fresh" else []
         if related == "view" and sources:

@@ -166,6 +166,22 @@ def _named_in_place(name: str) -> bool:
     return name not in _FLAGGING and name.endswith("_") and not name.endswith("__")
 
 
+def _is_torch_s(function: Any) -> bool:
+    """Whether torch's convention holds for its name: a user's own function `relu_` may do anything."""
+    return (getattr(function, "__module__", None) or "torch").split(".")[0] in ("torch", "_operator")
+
+
+def perhaps_writes(node: fx.Node, root: nn.Module, rules: Rules) -> bool:
+    """Whether a user's own function is named as if it wrote, and what it would have written may be read elsewhere."""
+    first = argument(node, 0, "input", "self")
+    if node.op != "call_function" or not isinstance(first, fx.Node) or _function_writes(node):
+        return False
+    if not _named_in_place(getattr(node.target, "__name__", "")) or schemas(node):
+        return False
+    own = first.op == "placeholder" or (first.op.startswith("call_") and kinship(first, root, rules) == "fresh")
+    return len(first.users) > 1 or not own
+
+
 def _function_writes(node: fx.Node) -> bool:
     function = node.target
     assert callable(function)
@@ -174,7 +190,7 @@ def _function_writes(node: fx.Node) -> bool:
         return bool(firsts) and all(_is_alias(first, write=True) for first in firsts)
     if function in INPLACE_OPERATORS or function is operator.setitem:
         return True
-    if _named_in_place(getattr(function, "__name__", "")):
+    if _named_in_place(getattr(function, "__name__", "")) and _is_torch_s(function):
         return True
     if node.kwargs.get("inplace") is True:
         return True

@@ -197,6 +197,27 @@ def test_a_certain_argument_is_lifted_where_moments_are_needed(rule: Any, call: 
     torch.testing.assert_close(got.variance, torch.full_like(x, 0.5))
 
 
+def double_(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+torch.fx.wrap("double_")
+
+
+def test_a_user_s_function_that_is_named_as_if_it_wrote() -> None:
+    rules = Rules(RULES)
+    rules.register(double_)(second)
+    x, alone = torch.randn(3, 4), Calling(lambda x, c: double_(x * 1.0) + 1)
+    torch.testing.assert_close(adfify(alone, rules=rules)(x).mean, alone(x))
+
+    def read_again(x: Tensor, c: Tensor) -> Tensor:
+        h = x * 1.0
+        return double_(h) + h
+
+    with pytest.raises(UnsupportedOpsError, match="its name says that it writes in place"):
+        adfify(Calling(read_again), rules=rules)
+
+
 def test_a_number_where_moments_are_needed_is_a_gap() -> None:
     rules = Rules(RULES)
     rules.register(blend)(by_moments)
