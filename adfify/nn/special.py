@@ -91,3 +91,14 @@ def xlogy(input: Moments | Tensor | float, other: Moments | Tensor | float) -> M
         torch.where(factor == 0, certain, factor * spread.mean),
         torch.where(factor == 0, 0.0, scaled(spread, factor).variance),
     )
+
+
+@register(
+    torch.nan_to_num, "nan_to_num", family="elementwise", exact=True,
+    source="a Gaussian value is a number; what is none is certain", cases=[GRID],
+)  # fmt: skip
+def nan_to_num(
+    input: Moments, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> Moments:
+    mean = torch.nan_to_num(input.mean, nan, posinf, neginf)
+    return Moments(mean, torch.where(input.mean.isfinite(), input.variance, 0.0))
