@@ -11,6 +11,8 @@ what they have in the whole batch, is right.
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -361,12 +363,15 @@ def _hint(inputs: Inputs, layout: Callable[[Inputs], Layout]) -> str:
     return ""
 
 
-def fingerprint(network: nn.Module) -> tuple[float, ...]:
-    """Of all weights and buffers: whether they are those of an earlier call."""
-    tensors = [x.detach() for x in itertools.chain(network.parameters(), network.buffers()) if x.numel()]
-    sums = [x.sum(dtype=torch.float64 if x.device.type == "cpu" else torch.float32) for x in tensors]
-    norms = [torch.linalg.vector_norm(x.flatten(), 3) for x in tensors if x.is_floating_point()]
-    return tuple(float(x) for x in (*sums, *norms))
+def fingerprint(network: nn.Module) -> str:
+    """Of all weights and buffers, bit for bit: whether they are those of an earlier call."""
+    found = hashlib.blake2b(digest_size=16)
+    for x in itertools.chain(network.parameters(), network.buffers()):
+        found.update(repr((x.shape, x.dtype)).encode())
+        flat = x.detach().cpu().contiguous().flatten()
+        if len(flat):  # read where it lies: a copy of a large network would be slow
+            found.update((ctypes.c_char * (len(flat) * flat.element_size())).from_address(flat.data_ptr()))
+    return found.hexdigest()
 
 
 def _tensor(leaf: Any) -> Any:
