@@ -119,7 +119,7 @@ class Values:
         if isinstance(spec, Uncertain):
             return next(moments.mean.clone() for own, moments in self._random if own is spec)
         if id(spec) not in self._known:
-            made = torch.rand(spec.shape, generator=self._draw, dtype=torch.float64) + 0.5
+            made = 0.1 + 0.8 * torch.rand(spec.shape, generator=self._draw, dtype=torch.float64)
             self._known[id(spec)] = torch.complex(made, made) if spec.complex else made
         return self._known[id(spec)].clone()  # the original may write into it
 
