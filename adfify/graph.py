@@ -12,6 +12,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -325,7 +326,19 @@ def _asks_for_min_variance(rule: Rule) -> bool:
 
 _NUMBER = "its result is a Python number, which has no variance; compute with the tensor instead"
 _WHOLE = "it takes whole numbers; give example_inputs=(...), so that they are known to be certain"
+_JUMPS = (
+    "its result jumps, and there is no rule for that; write what is chosen by it as one function (torch.relu, "
+    "F.leaky_relu, torch.abs, torch.clamp, torch.maximum, F.hardshrink, F.threshold)"
+)
+_COMPARED = ("gt", "ge", "lt", "le", "eq", "ne")
+_STEPS = ("sign", "sgn", "heaviside", "floor", "ceil", "round", "trunc", "frac")
+_JUMPING = (
+    *(getattr(operator, name) for name in _COMPARED),
+    *(getattr(torch, name) for name in (*_COMPARED, *_STEPS)),
+    *(*_COMPARED, *_STEPS),
+)
 _REASONS: dict[Any, str] = {
+    **dict.fromkeys(_JUMPING, _JUMPS),
     **dict.fromkeys(("item", "tolist", "numpy", operator.index, int, float, bool), _NUMBER),
     **dict.fromkeys((nn.Embedding, nn.EmbeddingBag, F.embedding, F.embedding_bag, F.one_hot), _WHOLE),
 }
