@@ -22,6 +22,7 @@ from torch import Tensor
 import adfify
 from adfify import Moments
 from adfify.errors import InputError
+from adfify.moments import variance_dtype
 from adfify.nn.dropout import ANALYTIC, SAMPLED
 from adfify.registry import FAMILIES, RULES, Case, Rule, target_name
 
@@ -230,7 +231,8 @@ def test_variance_zero_is_the_original_bit_for_bit(trial: Trial, dtype: torch.dt
             continue
         assert torch.equal(got.mean, want)
         assert torch.equal(got.variance, torch.zeros_like(want))
-        assert got.mean.dtype == got.variance.dtype == want.dtype
+        assert got.mean.dtype == want.dtype
+        assert got.variance.dtype == variance_dtype(want.dtype)
 
 
 @each(RANDOM)
@@ -464,8 +466,10 @@ def test_module_and_function_agree(trial: Trial) -> None:
     """The original's forward, traced by either engine, is made of functions: their rules do what the module's does."""
     original, inputs = trial.original_module(), trial.moments()
     by_module = trial.adf_module()(*inputs)
+    name = type(original).__name__
+    original.__class__ = type(name, (type(original),), {})  # a class without a rule of its own is traced through
     by_function = adfify.adfify(original, tuple(x.mean for x in inputs))(*inputs)
-    if type(original).__name__ in ONE_VARIABLE:
+    if name in ONE_VARIABLE:
         assert not torch.allclose(by_function.variance, by_module.variance)
         return
     torch.testing.assert_close(by_function.mean, by_module.mean, rtol=1e-12, atol=1e-12)
