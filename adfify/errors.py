@@ -18,7 +18,7 @@ class RuleError(AdfifyError):
     """A rule fails on inputs that the original operation takes: the rule is wrong, and not the input.
 
     Attributes:
-        node: the operation's name in the graph.
+        node: the operation's name in the graph, or ``""`` where it failed once and not again.
         op: the operation as the user knows it.
         rule: dotted name of the function or class that failed.
         location: ``file:line`` in the model's own source, or ``""`` where it is not known.
@@ -27,9 +27,9 @@ class RuleError(AdfifyError):
 
     def __init__(self, node: str, op: str, rule: str, location: str, said: str) -> None:
         self.node, self.op, self.rule, self.location, self.said = node, op, rule, location, said
-        at = f" ({location})" if location else ""
+        at = f", at '{node}'" + (f" ({location})" if location else "") if node else ""
         super().__init__(
-            f"the rule {rule or 'of it'} for {op}, at '{node}'{at}, failed with {said}\n"
+            f"{f'the rule {rule}' if rule else 'a rule'} for {op}{at}, failed with {said}\n"
             "The original operation takes these inputs, so the rule is wrong: mend it if it is yours "
             "(adfify.register), and report it if it is adfify's."
         )
@@ -38,8 +38,17 @@ class RuleError(AdfifyError):
         return type(self), (self.node, self.op, self.rule, self.location, self.said)
 
 
+_LONGEST = 1900
+"""Characters of an error's message: one can be read, and a log of whole graphs can't."""
+
+
 class ModelError(AdfifyError):
     """The model can't be converted for a reason other than a missing rule: hooks, parametrizations, tracing."""
+
+    def __init__(self, message: str) -> None:
+        # What is wrong stands at the beginning, and what to do at the end.
+        cut = len(message) > _LONGEST
+        super().__init__(f"{message[: _LONGEST - 600]}\n ...\n{message[-500:]}" if cut else message)
 
 
 class CheckpointError(AdfifyError):
@@ -93,8 +102,9 @@ class UnsupportedOpsError(AdfifyError):
             f"{model} has {count} operation{'s' if count != 1 else ''} that adfify can't propagate a variance "
             f"through:\n{lines}\n"
             "Register a rule for each, for instance\n"
-            "  @adfify.register(the_function_or_module_class)\n"
+            "  @adfify.register(the_function)\n"
             "  def my_rule(x: adfify.Moments, ...) -> adfify.Moments: ...\n"
+            "(for a module class, a class derived from adfify.nn.ADFModule and from it, whose forward does that) "
             "and convert again. adfify.supported() lists the rules there are."
         )
 

@@ -50,13 +50,20 @@ def export(
         )
     plain = pytree.tree_map(lambda x: x.mean if isinstance(x, Moments) else x, tensors, is_leaf=is_moments)
     try:
-        with _in_silence(), _called_flat(root, signature):
-            program = _exported(root, plain, sizes_vary)
-            guards = list(getattr(program, "_guards_code", ()))
-    except Exception as error:
+        with _in_silence():
+            return _graph(root, signature, plain, sizes_vary)
+    except Exception as error:  # torch raises nearly any type here
         raise ModelError(
             f"{reason}\ntorch.export gave up too{stopped_at(error)}: {type(error).__name__}: {shortened(error)}"
         ) from error
+
+
+def _graph(
+    root: nn.Module, signature: CallSignature, plain: tuple[Any, ...], sizes_vary: bool
+) -> tuple[fx.Graph, dict[str, Tensor]]:
+    with _called_flat(root, signature):
+        program = _exported(root, plain, sizes_vary)
+        guards = list(getattr(program, "_guards_code", ()))
     if _writes_through_views(program.graph):
         # Functionalised, every write is an operation with a result; dropout, the identity here, goes with it.
         program = program.run_decompositions({})

@@ -337,7 +337,9 @@ _JUMPING = (
     *(getattr(torch, name) for name in (*_COMPARED, *_STEPS)),
     *(*_COMPARED, *_STEPS),
 )
+_PACKED = "packed sequences have no rule, for their batch changes from step to step; give padded ones of one length"
 _REASONS: dict[Any, str] = {
+    **dict.fromkeys(tracing.PACKING, _PACKED),
     **dict.fromkeys(_JUMPING, _JUMPS),
     **dict.fromkeys(("item", "tolist", "numpy", operator.index, int, float, bool), _NUMBER),
     **dict.fromkeys((nn.Embedding, nn.EmbeddingBag, F.embedding, F.embedding_bag, F.one_hot), _WHOLE),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import traceback
+from pathlib import Path
 
-from torch import fx
+import torch
+from torch import fx, nn
 
 _LINES, _CHARACTERS = 6, 600
 """How much of an error of torch's is passed on: it may print whole graphs."""
@@ -12,6 +16,8 @@ _LINES, _CHARACTERS = 6, 600
 
 def source_line(node: fx.Node) -> str:
     """``file:line`` of the user's code that made a node, or ``""``."""
+    if "location" in node.meta:  # of a network that was pickled
+        return str(node.meta["location"])
     trace_text = node.meta.get("stack_trace") or node.stack_trace or ""
     frames = [line.strip() for line in trace_text.splitlines() if line.strip().startswith('File "')]
     for frame in reversed(frames):
@@ -38,12 +44,21 @@ def stopped_at(error: Exception) -> str:
     return ""
 
 
+def forward_of(root: nn.Module) -> str:
+    """``, in its forward at file:line``, or ``""`` where that is not written in Python."""
+    code = getattr(inspect.unwrap(root.forward), "__code__", None)
+    return f", in its forward at {code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+
+
 def shortened(error: Exception) -> str:
     """The beginning of what an error says."""
     text = "\n".join(str(error).splitlines()[:_LINES])
     return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]} ..."
 
 
+# By their folders, not by the word: a user's own may be called torch, or adfify.
+_LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+
+
 def _is_library(path: str) -> bool:
-    parts = path.replace("\\", "/").split("/")
-    return "torch" in parts or "adfify" in parts or path.startswith("<")
+    return path.startswith((*_LIBRARIES, "<frozen", "<string>", "<eval_with_key>", "fx_generated_"))

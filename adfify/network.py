@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from adfify import call_signature
+from adfify import call_signature, locations
 from adfify.call_signature import CallSignature
-from adfify.errors import AdfifyError, ModelError
+from adfify.errors import AdfifyError, InputError, ModelError
 from adfify.failures import blame, refused
 from adfify.moments import JointMoments, checked_variance, concrete
 
@@ -91,10 +91,15 @@ class ADFNetwork(fx.GraphModule):
         """
         try:
             return nn.Module.__call__(self, *leaves)
-        except (AdfifyError, torch.OutOfMemoryError):
+        except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise blame(self, leaves, error) from error
+            if isinstance(error, AdfifyError) and not isinstance(error, InputError):
+                raise
+            judged = blame(self, leaves, error)
+            if judged is error:
+                raise
+            raise judged from error
 
     def train(self, mode: bool = True) -> Any:
         """See :meth:`torch.nn.Module.train`."""
@@ -162,7 +167,7 @@ class ADFNetwork(fx.GraphModule):
             return joint(self, leaves, request)
         except (AdfifyError, torch.OutOfMemoryError):
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except Exception as error:
             raise refused(self, leaves, error, " joint() takes a batch, [N, ...].") from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ADFNetwork:
@@ -262,7 +267,15 @@ def _graph_records(graph: fx.Graph) -> list[tuple[Any, ...]]:
         return fx.map_arg(value, lambda node: _Ref(node.name))
 
     return [
-        (node.op, _Op.of(node.target), encode(node.args), encode(node.kwargs), node.name, node.meta.get("origin"))
+        (
+            node.op,
+            _Op.of(node.target),
+            encode(node.args),
+            encode(node.kwargs),
+            node.name,
+            node.meta.get("origin"),
+            locations.source_line(node),
+        )
         for node in graph.nodes
     ]
 
@@ -275,9 +288,12 @@ def _graph_from_records(records: list[tuple[Any, ...]]) -> fx.Graph:
         return fx.node.map_aggregate(value, lambda leaf: made[leaf] if isinstance(leaf, _Ref) else leaf)
 
     for op, target, args, kwargs, name, *rest in records:
-        origin = rest[0] if rest else None  # networks of before joint moments have none
+        # Networks of before joint moments have no origin, those of before RuleError no location.
+        origin, location = (*rest, None, None)[:2]
         found = target.found() if isinstance(target, _Op) else target
         node = made[name] = graph.create_node(op, found, decode(args), decode(kwargs), name=name)
         if origin is not None:
             node.meta["origin"] = origin
+        if location:
+            node.meta["location"] = location
     return graph

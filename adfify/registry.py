@@ -224,7 +224,8 @@ class Rules:
 
         Raises:
             TypeError: no targets, an unknown family, a target of the wrong type, a method or attribute that
-                torch.Tensor has not, or a type hint of the rule that can't be resolved.
+                torch.Tensor has not, a type hint of the rule that can't be
+                resolved, or a rule that can't do what its target does: see :func:`_check_rule`.
             ValueError: a target has a rule in this table already, and ``override`` is not given.
         """
         _check_targets(targets, family)
@@ -235,6 +236,7 @@ class Rules:
             _give_home(target)
 
         def decorate(apply: Decorated) -> Decorated:
+            _check_rule(apply, targets)
             signature_of(apply)
             _give_home(apply)
             if family not in MOVING and not isinstance(apply, type):
@@ -421,3 +423,17 @@ def _check_name(target: str) -> None:
         + (f"The nearest are {', '.join(map(repr, near))}. " if near else "")
         + "Give a function or a module class itself, and only a method of Tensor by its name."
     )
+
+
+def _check_rule(apply: Any, targets: Sequence[Target]) -> None:
+    """Raise TypeError unless it is a class for module classes, and a function, which a graph can name, for the rest."""
+    for target in targets:
+        if not isinstance(target, type) and not inspect.isfunction(apply):
+            raise TypeError(
+                f"{apply!r:.80} is no rule for {target_name(target)}: that takes a function on Moments, made by def."
+            )
+        if isinstance(target, type) and not (isinstance(apply, type) and hasattr(apply, "converts_children")):
+            raise TypeError(
+                f"{apply!r:.80} is no rule for the module class {target_name(target)}: that takes a class derived from "
+                f"adfify.nn.ADFModule and {target.__name__}, in this order, whose forward takes Moments."
+            )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen, _PyTreeCodeGen
+from torch.nn.utils import rnn
 from torch.utils import _pytree as pytree
 
 from adfify import (
@@ -32,13 +33,17 @@ from adfify import (
 )
 from adfify.call_signature import CallSignature
 from adfify.errors import ModelError
-from adfify.locations import shortened, stopped_at
+from adfify.locations import forward_of, shortened, stopped_at
 from adfify.proxies import Proxy
 from adfify.registry import Rules
 from adfify.state import StateError
 
 # torch.nn classes whose forward is only a loop over their children: traced through, not leaves.
 _LOOPS = (nn.Sequential,)
+
+
+# Functions that look into a tensor, and that have no rule: they are leaves, so that they are missing by their name.
+PACKING = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, rnn.pack_sequence, rnn.unpack_sequence)
 
 
 @dataclass(frozen=True)
@@ -155,11 +160,12 @@ class _Tracer(fx.Tracer):
         self, rules: Rules, signature: CallSignature, name_of_constants: str, makes_tensors: bool = False
     ) -> None:
         functions = [target for rule in rules for target in rule.targets if inspect.isfunction(target)]
+        functions += PACKING
         super().__init__(autowrap_functions=tuple(functions))
         modules = {function.__module__ for function in functions}
         # A registered function is a leaf also where it is called as `library.function`: its home is patched too.
         homes = (sys.modules.get(name) for name in modules if not name.startswith("torch."))
-        self._autowrap_search += [home for home in homes if home is not None]
+        self._autowrap_search += [rnn, *(home for home in homes if home is not None)]
         self.rules = rules
         self.signature = signature
         self.constants = watching.Constants()
@@ -249,7 +255,7 @@ def _run(tracer: _Tracer, root: nn.Module) -> fx.Graph:
             return _with_structured_output(tracer.trace(root))
     except Exception as error:
         raise ModelError(
-            f"{type(root).__name__} can't be traced by torch.fx{stopped_at(error)}: "
+            f"{type(root).__name__} can't be traced by torch.fx{stopped_at(error) or forward_of(root)}: "
             f"{type(error).__name__}: {shortened(error)}\n"
             "Usually a branch or loop there depends on the values or the size of a tensor. Move that code into a "
             "function or module of its own and register a rule for it with adfify.register."
@@ -363,6 +369,10 @@ def _checked_model(model: Any) -> nn.Module:
     return model
 
 
+_LISTED = 10
+"""How many hooks an error names."""
+
+
 def _refuse_hooks(root: nn.Module) -> None:
     """Raise for what tracing would ignore without a word."""
     found = []
@@ -376,7 +386,8 @@ def _refuse_hooks(root: nn.Module) -> None:
         for kind, hooks in (("forward hook", module._forward_hooks), ("forward pre-hook", module._forward_pre_hooks)):
             found += [f"{where}: {kind} {_hook_name(hook)}" for hook in hooks.values()]
     if found:
-        lines = "\n".join(f"  - {line}" for line in found)
+        more = [f"and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
+        lines = "\n".join(f"  - {line}" for line in found[:_LISTED] + more)
         raise ModelError(
             f"{type(root).__name__} has hooks, parametrizations or extra state, which tracing would silently ignore:\n"
             f"{lines}\nRemove them (handle.remove(), torch.nn.utils.parametrize.remove_parametrizations, "
