@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from adfify.call_signature import CallSignature
 from adfify.errors import AdfifyError, InputError, ModelError
 from adfify.failures import blame, refused
 from adfify.moments import JointMoments, checked_variance, concrete
+from adfify.precision import wide
 
 # Note [Its own copy and pickle]
 # A torch.fx.GraphModule keeps only what its graph refers to, and is pickled as source code that is traced anew when
@@ -256,10 +259,32 @@ class _Op(str):
 
     @classmethod
     def of(cls, target: Any) -> Any:
+        if hasattr(target, "widens") and _at_home(target) is not target:
+            return _Widened(*target.widens)
         return cls(target) if isinstance(target, torch._ops.OpOverload) else target
 
     def found(self) -> Any:
         return operator.attrgetter(self)(torch.ops)
+
+
+@dataclass(frozen=True)
+class _Widened:
+    """In a pickled graph: a rule registered by a call and not as a decorator, whose name is that of the bare function."""
+
+    rule: Callable[..., Any]
+    original: Callable[..., Any] | None
+    linear: bool
+
+    def found(self) -> Any:
+        return wide(self.original, self.linear)(self.rule)
+
+
+def _at_home(function: Any) -> Any:
+    """What stands in a function's module under its name."""
+    try:
+        return operator.attrgetter(function.__qualname__)(sys.modules[function.__module__])
+    except (AttributeError, KeyError):
+        return None
 
 
 def _graph_records(graph: fx.Graph) -> list[tuple[Any, ...]]:
@@ -290,7 +315,7 @@ def _graph_from_records(records: list[tuple[Any, ...]]) -> fx.Graph:
     for op, target, args, kwargs, name, *rest in records:
         # Networks of before joint moments have no origin, those of before RuleError no location.
         origin, location = (*rest, None, None)[:2]
-        found = target.found() if isinstance(target, _Op) else target
+        found = target.found() if isinstance(target, (_Op, _Widened)) else target
         node = made[name] = graph.create_node(op, found, decode(args), decode(kwargs), name=name)
         if origin is not None:
             node.meta["origin"] = origin

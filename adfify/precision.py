@@ -62,6 +62,7 @@ def wide(original: Operation | None, linear: bool = False) -> Callable[[Rule], R
             means, named = (_mapped(part, _mean) for part in (args, kwargs))
             return _joined(result, plain(*means, **named), exact)
 
+        wrapper.widens = (rule, original, linear)  # type: ignore[attr-defined]
         return by_itself(cast(Rule, wrapper))
 
     return decorate

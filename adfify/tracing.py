@@ -10,7 +10,7 @@ import inspect
 import itertools
 import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,8 +159,8 @@ class _Tracer(fx.Tracer):
     def __init__(
         self, rules: Rules, signature: CallSignature, name_of_constants: str, makes_tensors: bool = False
     ) -> None:
-        functions = [target for rule in rules for target in rule.targets if inspect.isfunction(target)]
-        functions += PACKING
+        with_rules = [target for rule in rules for target in rule.targets if inspect.isfunction(target)]
+        functions: list[Callable[..., Any]] = [*with_rules, *PACKING]
         super().__init__(autowrap_functions=tuple(functions))
         modules = {function.__module__ for function in functions}
         # A registered function is a leaf also where it is called as `library.function`: its home is patched too.

@@ -87,7 +87,7 @@ def second(x: Moments) -> Moments:
     return Moments(2 * x.mean, 4 * x.variance)
 
 
-@pytest.mark.parametrize("target", [torch.relu, "relu", torch.Tensor.relu, nn.ReLU, operator.add, ".mT"], ids=str)
+@pytest.mark.parametrize("target", [torch.relu, "relu", torch.Tensor.relu, operator.add, ".mT"], ids=range(5))
 def test_a_second_rule_is_refused_unless_it_overrides(target: Any) -> None:
     rules = Rules(RULES)
     rules.register(target, torch.erf)(first)
