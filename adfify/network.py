@@ -269,7 +269,7 @@ class _Op(str):
 
 @dataclass(frozen=True)
 class _Widened:
-    """In a pickled graph: a rule registered by a call and not as a decorator, whose name is that of the bare function."""
+    """In a pickled graph: a rule registered by a call, not as a decorator: its name is the bare function's."""
 
     rule: Callable[..., Any]
     original: Callable[..., Any] | None
