@@ -14,6 +14,7 @@ the batch.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from adfify.gaussian import interpolation
 from adfify.joint import Question
 from adfify.moments import Attribution, JointMoments
 from adfify.noisy import LEAST_CHUNK, Draws, Original, Source, gradients
+from adfify.rare import LARGER, OTHER, UNLIKE, Look, by_one_pass
 
 TOLERANCE, MOST_PAIRS = 0.02, 4
 LOOSE_TOLERANCE, MOST_LOOSE_PAIRS, WORTH = 0.055, 12, 0.2
@@ -79,7 +81,7 @@ class _Estimate:
             if pairs > 1:
                 return self._with_more(min(MORE * self._free, MOST_FREE), first)
             self._add_pairs(first)
-        return self._finish(first)
+        return self._looked_at(self._finish(first))
 
     def _error(self) -> float:
         """Of the std, relative to it, over the outputs."""
@@ -101,7 +103,7 @@ class _Estimate:
         needed = len(self._each) * min((self._error() / EASY_TOLERANCE) ** 2, MOST_FREE)
         pairs: int = 2 ** math.ceil(math.log2(min(max(needed, 1), max(most, 1))))
         if pairs <= len(self._each):
-            return self._finish(first)
+            return self._looked_at(self._finish(first))
         return _Estimate(self._original, self._question, self._chunk, pairs).run()
 
     def _singles(self, numbers: range) -> Tensor:
@@ -226,6 +228,76 @@ class _Estimate:
             attribution=self._attribution(weights, variance) if self._request.attribution else None,
             shape=self._question.layout.shape,
             batch_axis=self._question.layout.batch_axis,
+        )
+
+    def _looked_at(self, found: JointMoments) -> JointMoments:
+        """With the variances of what was hardly sampled mended; see Note [What was not sampled]."""
+        std, error, mean_error = found.std, found.std_error, found.mean_error
+        assert error is not None and mean_error is not None
+        one_pass = by_one_pass(self._question, self._indices, std)
+        apart, aside = (one_pass.std - std).abs(), (one_pass.mean - found.mean).abs()
+        doubtful = (one_pass.std > LARGER * std) & (apart > 3 * error)
+        if self._request.samples is None and self._free >= interpolation.MANY:
+            doubtful |= (apart > OTHER * std) & (apart > 2 * error)
+            doubtful |= (aside > UNLIKE * std) & (aside > 3 * mean_error)
+        doubtful &= one_pass.std > 0
+        if not doubtful.any():
+            return found
+        look = Look(
+            self._original, self._question, self._indices, list(self._sources.values()), self._chunk, self._free
+        )
+        seen = look.again(doubtful)
+        # Constant at wider noise too, though not at larger noise: the one pass is all that there is.
+        unseen = doubtful & (seen.std <= 0) & (std <= 0) & seen.varies
+        both = torch.hypot(seen.std_error, error)
+        mended = doubtful & (seen.std > 0) & (((seen.std - std).abs() > 2 * both) | (std <= 0))
+        changed = torch.where(mended, seen.std, torch.where(unseen, one_pass.std, std))
+        # As far as the draws can't exclude the one pass, where they are nearer to it.
+        nearer = doubtful & (std > 0) & ((seen.std - one_pass.std).abs() < (seen.std - std).abs())
+        widened = torch.where(nearer, torch.maximum(error, torch.minimum(seen.std_error, apart)), error)
+        nearer = doubtful & ((seen.mean - one_pass.mean).abs() < (seen.mean - found.mean).abs())
+        mean_error = torch.where(nearer, torch.maximum(mean_error, torch.minimum(seen.mean_error, aside)), mean_error)
+        new_error = torch.where(mended, seen.std_error, torch.where(unseen, one_pass.std, widened))
+        unlike = (seen.mean - found.mean).abs() > 3 * torch.hypot(seen.mean_error, mean_error)
+        other = mended | (doubtful & ~unseen & unlike)
+        mean = torch.where(other, seen.mean, torch.where(unseen, one_pass.mean, found.mean))
+        by_draws = torch.where(unseen, torch.maximum(one_pass.std, aside), mean_error)
+        return self._with_std(
+            replace(found, mean=mean, std_error=new_error, mean_error=torch.where(other, seen.mean_error, by_draws)),
+            changed,
+            torch.where((mended | unseen).unsqueeze(-1), seen.correlation, 0.0),
+            mended | unseen,
+        )
+
+    def _with_std(self, found: JointMoments, std: Tensor, correlation: Tensor, changed: Tensor) -> JointMoments:
+        """The same with other deviations ``[N, k]`` and correlations ``[N, k, k]`` of those that are ``changed``."""
+        if not changed.any():
+            return found
+        before = found.correlation
+        assert before is not None and found.model_covariance is not None and found.model_variance is not None
+        either = changed.unsqueeze(-1) | changed.unsqueeze(-2)
+        mixed = torch.where(either, torch.where(changed.unsqueeze(-1), correlation, correlation.mT), before)
+        own = torch.eye(mixed.shape[-1], dtype=torch.bool, device=mixed.device)
+        mixed = self._mended(torch.where(own, (std > 0).to(mixed).unsqueeze(-1), mixed))
+        scale = std / mixed.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(mixed.dtype).tiny).sqrt()
+        covariance = mixed * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+        variance = covariance.diagonal(dim1=-2, dim2=-1)
+        factor = torch.where(found.variance > 0, variance / torch.where(found.variance > 0, found.variance, 1.0), 0.0)
+        model = found.model_covariance * (factor.unsqueeze(-1) * factor.unsqueeze(-2)).sqrt()
+        attribution = found.attribution
+        if attribution is not None:
+            inputs, masks = (
+                {name: share * factor.reshape(*factor.shape, *[1] * (share.dim() - 2)) for name, share in part.items()}
+                for part in (attribution.inputs, attribution.masks)
+            )
+            attribution = replace(attribution, inputs=inputs, masks=masks)
+        return replace(
+            found,
+            covariance=covariance,
+            variance=variance,
+            model_covariance=model,
+            model_variance=model.diagonal(dim1=-2, dim2=-1),
+            attribution=attribution,
         )
 
     def _with_values(self, covariance: Tensor, values: Values) -> tuple[Tensor, Tensor]:

@@ -66,20 +66,22 @@ class Draws:
         members = 1 if self.correlations is None else 2
         size = members * torch.Size(shape).numel()
         if self.quasi_random and first and size <= _QUASI_RANDOM_DIMENSIONS:
-            sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=self._seed(name))  # type: ignore[no-untyped-call]
+            sobol = torch.quasirandom.SobolEngine(size, scramble=True, seed=self.seed_of(name))  # type: ignore[no-untyped-call]
             sobol.fast_forward(self.numbers.start)  # type: ignore[no-untyped-call]
             points = sobol.draw(len(self.numbers), dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
             basis = torch.special.ndtri(points).float().reshape(len(self.numbers), members, *shape)
         else:
-            of_each = [torch.Generator("cpu").manual_seed(self._seed(name, members, number)) for number in self.numbers]
+            of_each = [
+                torch.Generator("cpu").manual_seed(self.seed_of(name, members, number)) for number in self.numbers
+            ]
             basis = torch.stack([torch.randn((members, *shape), generator=one, dtype=torch.float32) for one in of_each])
         if self.correlations is None:
             singles: Tensor = basis.flatten(0, 1)
             return singles
         return interpolation.correlated(basis, self.correlations).flatten(0, 1)
 
-    def _seed(self, *what: Any) -> int:
-        """32 bits, of which torch's generator on the CPU takes no more."""
+    def seed_of(self, *what: Any) -> int:
+        """Make a seed of 32 bits, of which torch's generator on the CPU takes no more."""
         return int.from_bytes(hashlib.blake2b(repr((self.seed, *what)).encode(), digest_size=4).digest(), "big")
 
 

@@ -1,0 +1,228 @@
+"""Outputs that are seldom active: what sampling may have missed of their variance, and how far off it then is.
+
+Note [What was not sampled]
+A variance of samples is too small, and its error with it, where what makes the output vary was not drawn: a ReLU that
+is on in one of a thousand inputs. The one pass needs no draws, and on ordinary networks it is too small, not too large:
+so an output of which it is the larger is looked at again; of a small network, for which that is cheap, any of which it
+is another: a gate that is seldom closed is missed as one that is seldom open. Noise of 2 to 4 times the size shows
+where it varies at all (scaled-sigma sampling: Sun, Li, Liu, Luo & Gu, IEEE Trans. CAD 34, 2015); what is constant even
+there, as x - x, is certain. Along the gradients found there, noise is drawn STRETCH times as wide, and weighted by its
+likelihood: a defensive mixture (Hesterberg, Technometrics 37, 1995) with the balance heuristic (Veach & Guibas,
+SIGGRAPH 1995), of which no weight is above 1 / PLAIN whatever the number of inputs is. Where the two agree, all stays
+as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adfify.joint import Question
+from adfify.moments import Moments
+from adfify.network import ADFNetwork
+from adfify.noisy import Draws, Original, Source, gradients
+
+SCALES = (2.0, 3.0, 4.0)
+STRETCH, PLAIN, DIRECTIONS = 3.0, 0.25, 32
+PROBES, FEW_PROBES = 48, 12
+LEAST_VALUES, MOST_VALUES = 64, 8192
+LARGER, OTHER, UNLIKE = 1.15, 0.005, 1e-4
+"""How much larger the one pass' std has to be for a second look; by how much another, or another mean in units of the
+std, for one of a small network."""
+MOST_NUMBERS = 2**22
+"""Of all noise that is drawn at a time."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of one picture and its k outputs, by weighted draws.
+
+    Attributes:
+        mean, mean_error, std, std_error: ``[1, k]``.
+        correlation: ``[1, k, k]``.
+        varies: ``[1, k]``, whether it did at larger noise.
+    """
+
+    mean: Tensor
+    mean_error: Tensor
+    std: Tensor
+    std_error: Tensor
+    correlation: Tensor
+    varies: Tensor
+
+
+@dataclass(frozen=True)
+class _Given(Draws):
+    """Noise that was drawn before."""
+
+    given: dict[str, Tensor] | None = None
+
+    def noise(self, name: str, shape: Sequence[int], first: bool = True) -> Tensor:
+        """See :meth:`Draws.noise`."""
+        assert self.given is not None
+        return self.given[name]
+
+
+class Look:
+    """A second look at some outputs.
+
+    Args:
+        original: of the network.
+        question: of one picture.
+        indices: ``[1, k]``, of the outputs.
+        sources: of the noise.
+        chunk: how many noisy inputs may be in one pass.
+        free: how many noisy inputs take little.
+    """
+
+    def __init__(
+        self,
+        original: Original,
+        question: Question,
+        indices: Tensor,
+        sources: Sequence[Source],
+        chunk: int,
+        free: int,
+    ) -> None:
+        self._original, self._question, self._indices, self._chunk = original, question, indices, chunk
+        self._sources, self._free = list(sources), free
+
+    def again(self, doubtful: Tensor) -> Seen:
+        """What is to be seen of the outputs, in the directions of those that are ``doubtful``, ``[1, k]``."""
+        directions, varies = self._directions(doubtful[0].nonzero()[:, 0].tolist())
+        values, along = self._weighted(directions)
+        weights = _weight(along)
+        unit = (weights / weights.sum()).unsqueeze(1)
+        mean, mean_error = _mean(values, along[:, : len(along) // 16], unit)
+        away = values - (unit * values).sum(0)
+        covariance = (unit * away).T @ away
+        variance = covariance.diagonal()
+        error = (unit * (away.square() - variance)).square().sum(0).sqrt()
+        # What is rounded varies too.
+        std = torch.where(variance.sqrt() > _rounding(values, self._question), variance.sqrt(), 0.0)
+        scale = torch.where(std > 0, std, torch.inf)
+        like = self._question.first.mean
+        correlation = covariance / scale / scale.unsqueeze(1)
+        found = [x.unsqueeze(0).to(like) for x in (mean, mean_error, std, error / (2 * scale), correlation)]
+        return Seen(found[0], found[1], found[2], found[3], found[4], varies.unsqueeze(0))
+
+    def _directions(self, positions: list[int]) -> tuple[Tensor, Tensor]:
+        """``[J, D]``, unit vectors in the space of all noise, of the masks' 0; and which outputs varied, ``[k]``."""
+        count = PROBES if self._free > PROBES else FEW_PROBES
+        every = []
+        kept: list[list[Tensor]] = [[] for _ in positions]
+        drawn = self._drawn("probes", count)
+        for numbers in _blocks(range(count), self._chunk):
+            scale = torch.tensor([SCALES[n % len(SCALES)] for n in numbers], device="cpu")
+            noise = {name: scale.reshape(-1, *[1] * (x.dim() - 1)) * x for name, x in _part(drawn, numbers).items()}
+            draws = _Given(self._question.request.seed, numbers, given=noise)
+            with torch.enable_grad():
+                outputs, sources = self._original.at(
+                    self._question.inputs, self._question.layout, draws, gradients=True
+                )
+                chosen = outputs[:, self._indices[0]]
+                found = gradients([chosen[:, n] for n in positions], sources)
+            every.append(chosen.detach())
+            parts = [torch.zeros_like(g) if s.is_mask else g for s, g in zip(sources, found, strict=True)]
+            whole = torch.cat([part.to(torch.float64).cpu() for part in parts], 2)
+            for rows, gradient in zip(kept, whole.unbind(1), strict=True):
+                norms = gradient.norm(dim=1, keepdim=True)
+                good = (norms[:, 0] > 0) & norms[:, 0].isfinite()
+                rows += list((gradient[good] / norms[good]).unbind(0))
+        of_each = max(1, DIRECTIONS // len(positions))
+        directions = [row for rows in kept for row in rows[:of_each]]
+        values = torch.cat(every)
+        empty = torch.zeros(0, self._elements, dtype=torch.float64, device="cpu")
+        return torch.stack(directions) if directions else empty, (values - values[:1]).abs().amax(0) > _rounding(
+            values, self._question
+        )
+
+    def _weighted(self, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Values ``[K, k]`` at noise that is wider along ``directions``, and it times those, ``[K, J]``; float64."""
+        count = max(LEAST_VALUES, min(4 * self._free, MOST_VALUES, MOST_NUMBERS // self._elements))
+        values, products, drawn = [], [], self._drawn("values", count)
+        plain = max(1, round(1 / PLAIN)) if len(directions) else 1
+        for numbers in _blocks(range(count), self._chunk):
+            noise = _part(drawn, numbers)
+            flat = torch.cat([x.flatten(1) for x in noise.values()], 1).double()
+            wide = torch.tensor([n % plain != 0 for n in numbers], device="cpu")
+            if len(directions):
+                along = directions[torch.tensor([(n - n // plain) % len(directions) for n in numbers], device="cpu")]
+                amount = (STRETCH - 1) * (along * flat).sum(1) * wide
+                flat = flat + amount.unsqueeze(1) * along
+            products.append(flat @ directions.T)
+            sizes = [x[0].numel() for x in noise.values()]
+            given = {
+                name: part.reshape(x.shape).float()
+                for (name, x), part in zip(noise.items(), torch.split(flat, sizes, 1), strict=True)
+            }
+            draws = _Given(self._question.request.seed, numbers, given=given)
+            outputs, _ = self._original.at(self._question.inputs, self._question.layout, draws, gradients=False)
+            values.append(outputs[:, self._indices[0]].double().cpu())
+        return torch.cat(values), torch.cat(products)
+
+    @property
+    def _elements(self) -> int:
+        return sum(source.drawn[0].numel() for source in self._sources)
+
+    def _drawn(self, what: str, count: int) -> dict[str, Tensor]:
+        """Of each source ``[count, ...]``, standard normal and independent of all other draws."""
+        found = {}
+        for source in self._sources:
+            seed = Draws(self._question.request.seed, range(0)).seed_of(source.name, what)
+            generator = torch.Generator("cpu").manual_seed(seed)
+            shape = (count, *source.drawn.shape[1:])
+            found[source.name] = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+        return found
+
+
+def by_one_pass(question: Question, indices: Tensor, std: Tensor) -> Moments:
+    """Moments of the outputs ``[1, k]`` by the one pass, or ``std`` where it has none or draws masks of its own."""
+    if draws_masks(question.network):
+        return Moments(torch.zeros_like(std), std.square())
+    mean, variance = (x.gather(1, indices).to(std) for x in question.one_pass())
+    good = variance.isfinite() & mean.isfinite() & (variance >= 0)
+    return Moments(torch.where(good, mean, 0.0), torch.where(good, variance, std.square()))
+
+
+def draws_masks(network: ADFNetwork) -> bool:
+    """Whether the one pass itself draws masks (dropout="sampled"), and so is one draw of many."""
+    for node in network.graph.nodes:
+        origin = node.meta.get("origin")
+        if origin is not None and origin.mask is not None:
+            module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if origin.mask in (type(module), node.target):
+                return True
+    return False
+
+
+def _mean(values: Tensor, along: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Means ``[k]`` of weighted values ``[K, k]``, and their errors: what is linear in the noise has the mean 0."""
+    design = torch.cat((torch.ones_like(unit), along), 1)
+    fitted = torch.linalg.lstsq(unit.sqrt() * design, unit.sqrt() * values, driver="gelsd").solution
+    return fitted[0], (unit * (values - design @ fitted)).square().sum(0).sqrt()
+
+
+def _part(drawn: dict[str, Tensor], numbers: range) -> dict[str, Tensor]:
+    return {name: x[numbers.start : numbers.stop] for name, x in drawn.items()}
+
+
+def _rounding(values: Tensor, question: Question) -> Tensor:
+    """``[k]``: by how much values ``[K, k]`` of the network's precision may differ without a reason."""
+    return 8 * torch.finfo(question.first.mean.dtype).eps * values.abs().amax(0)
+
+
+def _weight(along: Tensor) -> Tensor:
+    """``[K]``: the likelihood of noise over that of the mixture, from its products with the directions ``[K, J]``."""
+    if not along.shape[1]:
+        return along.new_ones(len(along))
+    wider = (along.square() * (0.5 - 0.5 / STRETCH**2)).exp() / STRETCH
+    return 1 / (PLAIN + (1 - PLAIN) * wider.mean(1))
+
+
+def _blocks(numbers: range, size: int) -> Iterator[range]:
+    for at in range(numbers.start, numbers.stop, size):
+        yield range(at, min(at + size, numbers.stop))
