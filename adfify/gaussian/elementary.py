@@ -62,7 +62,7 @@ def power(mean: Tensor, variance: Tensor, exponent: float | Tensor) -> Pair:
 @in_float32
 def reciprocal(mean: Tensor, variance: Tensor) -> Pair:
     """1 / x of an x that keeps its sign, which is that of its mean: as `power`."""
-    side = torch.where(mean < 0, -1.0, 1.0)
+    side = torch.where(mean < 0, mean.new_full((), -1.0), 1.0)  # in the dtype of the mean, not torch's default
     result, spread = _positive(torch.reciprocal, side * mean, variance, -1.0)
     return side * result, spread
 
@@ -78,7 +78,7 @@ def rsqrt(mean: Tensor, variance: Tensor) -> Pair:
 @in_float32
 def negative_power(mean: Tensor, variance: Tensor, exponent: int) -> Pair:
     """x^-n of an x that keeps its sign, as `reciprocal`."""
-    side = torch.where((mean < 0) & (exponent % 2 == 1), -1.0, 1.0)
+    side = torch.where((mean < 0) & (exponent % 2 == 1), mean.new_full((), -1.0), 1.0)
     result, spread = _positive(lambda x: torch.pow(x, exponent), mean.abs(), variance, float(exponent))
     return side * result, spread
 
@@ -132,7 +132,7 @@ def _positive(
     """Moments of f(x) = x^p, or of unit log(x + start) where p is None."""
     certain, height = variance == 0, mean + start
     std = torch.sqrt(torch.where(certain, 1.0, variance))
-    z = torch.where(certain, torch.where(height > 0, _SOLID, _LOOSE), height / std)
+    z = torch.where(certain, torch.where(height > 0, height.new_full((), _SOLID), _LOOSE), height / std)
     outside = certain & (height <= 0)
     # Either form, where it is not used, is given what it can take: gradients pass through both.
     solid = z > _LOOSE

@@ -193,7 +193,7 @@ def _narrow_clamp(w: Tensor, offset: Tensor, variance: Tensor) -> Pair:
     Reflected so that the mean is below the middle, at c <= 0 in units of s. With t uniform on (-1/2, 1/2), the mean is
     then w E[Phi(c + w t)] above the bound below it, and the second moment w^2 E[(1 + 2 t) Phi(c - w t)].
     """
-    side = torch.where(offset <= 0, 1.0, -1.0)
+    side = torch.where(offset <= 0, offset.new_full((), 1.0), -1.0)
     c = tail(side * offset, variance)[1]
     pdf, c2, w2 = normal_pdf(c), c * c, w * w
     share = normal_cdf(c) - c * pdf * w2 * (1 / 24 + (c2 - 3) * w2 / 1920)

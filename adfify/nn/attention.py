@@ -110,7 +110,7 @@ def _finite(mask: Tensor | None) -> Tensor | None:
     if mask is None:
         return None
     if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, _MASKED)
+        return torch.zeros(mask.shape, dtype=torch.float32, device=mask.device).masked_fill(~mask, _MASKED)
     return gaussian.widened(mask).clamp(min=_MASKED)
 
 

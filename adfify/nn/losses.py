@@ -129,7 +129,7 @@ def gaussian_nll_loss(
     mean, wanted = (x.mean if isinstance(x, Moments) else x for x in (input, target))
     loss = partial(F.gaussian_nll_loss, mean, wanted, var, full, eps)
     plain = loss(reduction="none")
-    spread = torch.as_tensor(var).clamp(min=eps)
+    spread = (var if isinstance(var, Tensor) else mean.new_tensor(var)).clamp(min=eps)
     spread = spread.unsqueeze(-1) if spread.shape == plain.shape[:-1] else spread
     square = activation.square(difference)
     half = Moments(plain + difference.variance / spread / 2, square.variance / spread / spread / 4)
