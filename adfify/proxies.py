@@ -32,6 +32,21 @@ class Proxy(fx.Proxy):
             raise fx.proxy.TraceError(f"`{asked}` asks for the type of a value, which symbolic tracing does not know")
         return Proxy
 
+    def __int__(self) -> int:
+        return int(self._number())
+
+    def __index__(self) -> int:
+        return operator.index(self._number())
+
+    def __float__(self) -> float:
+        return float(self._number())
+
+    def _number(self) -> Any:
+        return self.tracer.value_of(self, self._unknown)  # type: ignore[attr-defined]
+
+    def _unknown(self) -> Any:
+        raise fx.proxy.TraceError("a Python number is made of a value that only the inputs say")
+
     def __iadd__(self, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 

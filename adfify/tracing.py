@@ -25,6 +25,8 @@ from adfify import (
     export_tracing,
     functionalisation,
     inplace,
+    known_values,
+    locations,
     reading,
     state,
     two_calls,
@@ -183,6 +185,21 @@ class _Tracer(fx.Tracer):
         return call_signature.mapped(
             structure, lambda leaf, path: self.create_proxy("placeholder", leaf.name, (), {}), name
         )
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Whether a proxy is true: see Note [A value that is traced in], adfify.known_values."""
+        return bool(self.value_of(obj, lambda: super(_Tracer, self).to_bool(obj)))
+
+    def value_of(self, proxy: fx.Proxy, otherwise: Callable[[], Any]) -> Any:
+        """The number that a proxy stands for, where buffers alone say it; else what ``otherwise`` says."""
+        try:
+            known = known_values.of_buffers(proxy.node, self.root)
+        except LookupError:
+            return otherwise()
+        value = known.item() if isinstance(known, Tensor) else known
+        checked = self.create_proxy("call_function", known_values.assert_as_traced, (proxy, value, ""), {})
+        checked.node.update_arg(2, locations.source_line(checked.node))
+        return value
 
     def make(self, function: Any, args: Any, kwargs: Any) -> fx.Proxy:
         """A call that makes a tensor, as an operation of the graph."""
