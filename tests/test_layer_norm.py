@@ -20,6 +20,7 @@ from adfify import Moments
 from adfify.errors import InputError, UnsupportedOpsError
 from adfify.gaussian.extremes import largest
 from adfify.nn import layer_norm as rules
+from adfify.nn import norms
 from adfify.nn import statistics as reductions
 from adfify.nn.extrema import Positions
 from adfify.nn.extrema import max as max_rule
@@ -65,7 +66,7 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Moments], Mome
         lambda x: F.local_response_norm(x[..., None], 3, 2.0),
         lambda x: rules.local_response_norm(Moments(x.mean[..., None], x.variance[..., None]), 3, 2.0),
     ),
-    "norm": (lambda x: torch.norm(x, dim=1), lambda x: reductions.norm(x, dim=1)),
+    "norm": (lambda x: torch.norm(x, dim=1), lambda x: norms.norm(x, dim=1)),
     "std": (lambda x: x.std(1), lambda x: reductions.std(x, 1)),
     "var": (lambda x: x.var(1), lambda x: reductions.var(x, 1)),
 }
@@ -99,7 +100,7 @@ def test_running_statistics_of_instance_norm_are_those_of_the_noisy_elements() -
 
 def test_vectors_of_length_zero_and_dead_channels_are_finite() -> None:
     x = Moments(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
-    for got in (rules.normalize(x), reductions.norm(x, dim=(2, 3)), rules.group_norm(x, 1), reductions.std(x, 1)):
+    for got in (rules.normalize(x), norms.norm(x, dim=(2, 3)), rules.group_norm(x, 1), reductions.std(x, 1)):
         assert got.mean.isfinite().all()
         assert (got.variance == 0).all()
 
