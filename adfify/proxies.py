@@ -13,6 +13,7 @@ import ast
 import linecache
 import operator
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,15 @@ import torch
 from torch import fx, nn
 
 _ASKING = ("isinstance", "is_tensor")
+
+
+def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    """The method of a proxy that is an in-place operator of Python."""
+
+    def written(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+    return written
 
 
 class Proxy(fx.Proxy):
@@ -47,35 +57,16 @@ class Proxy(fx.Proxy):
     def _unknown(self) -> Any:
         raise fx.proxy.TraceError("a Python number is made of a value that only the inputs say")
 
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
-
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
-
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
-
-    def __ifloordiv__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.ifloordiv, (self, other), {})
-
-    def __imod__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imod, (self, other), {})
-
-    def __ipow__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.ipow, (self, other), {})
-
-    def __iand__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iand, (self, other), {})
-
-    def __ior__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.ior, (self, other), {})
-
-    def __ixor__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.ixor, (self, other), {})
+    __iadd__ = _in_place(operator.iadd)
+    __isub__ = _in_place(operator.isub)
+    __imul__ = _in_place(operator.imul)
+    __itruediv__ = _in_place(operator.itruediv)
+    __ifloordiv__ = _in_place(operator.ifloordiv)
+    __imod__ = _in_place(operator.imod)
+    __ipow__ = _in_place(operator.ipow)
+    __iand__ = _in_place(operator.iand)
+    __ior__ = _in_place(operator.ior)
+    __ixor__ = _in_place(operator.ixor)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})

@@ -9,7 +9,6 @@ more with the functions that make tensors as operations of the graph; likewise o
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -90,8 +89,3 @@ def is_factory(func: Any) -> bool:
         and not any("Tensor" in str(argument.type) for argument in schema.arguments)
         for schema in (getattr(packet, overload)._schema for overload in packet.overloads())  # type: ignore[no-untyped-call]
     )
-
-
-def tensor_at(path: str, root: Any, constants: Constants) -> Any:
-    """What a reference of a graph stands for."""
-    return constants.tensors[path] if path in constants.tensors else operator.attrgetter(path)(root)

@@ -9,6 +9,7 @@ import oracles
 import pytest
 import torch
 from oracles import Trial
+from tiny import ByExport
 from torch import Tensor, nn
 
 import adfify
@@ -117,17 +118,6 @@ MODELS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "rotated": (Rotated(), (2, 6, 6)),
     "power": (Power(), (2, 6)),
 }
-
-
-class ByExport(nn.Module):
-    """What torch.fx can't trace: a question about a value."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) if x.shape[1] > 0 else x
 
 
 # What the one pass' std may be off by: |z|^2 + |z| takes its two terms as independent.

@@ -6,6 +6,7 @@ import operator
 
 import pytest
 import torch
+from tiny import ByExport
 from torch import Tensor, nn
 
 import adfify
@@ -40,15 +41,6 @@ class Scattered(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         index = torch.tensor([0, 1, 0]).expand(x.shape)
         return x.new_zeros(x.shape[0], 2).scatter_reduce(1, index, x, reduce="mean", include_self=False)
-
-
-class ByExport(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) if x.shape[1] > 0 else x
 
 
 @pytest.mark.parametrize("engine", ["torch.fx", "torch.export"])

@@ -61,3 +61,14 @@ def picture(path: Path, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Path
     values = torch.randint(0, 256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(seed))
     Image.fromarray(values.to(torch.uint8).numpy()).save(path)
     return path
+
+
+class ByExport(nn.Module):
+    """What torch.fx can't trace: a question about a value."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.shape[1] > 0 else x
