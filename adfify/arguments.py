@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,15 @@ def fit(node: fx.Node, target: Target, rule: Rule, module: nn.Module | None, unc
         value = bound.arguments.get(name, getattr(module, name, allowed))
         if value != allowed:
             return f"there is a rule only for {name}={allowed!r}, and it is {value!r} here"
+    for uncertain_one, needed in rule.only_where.items():
+        if not set(nodes_in(bound.arguments.get(uncertain_one))) & uncertain:
+            continue
+        for name, allowed in needed.items():
+            value = bound.arguments.get(name, _default_of(rule, name, allowed))
+            if value != allowed:
+                return (
+                    f"with '{uncertain_one}' uncertain there is a rule only for {name}={allowed!r}, and it is {value!r}"
+                )
     random = [name for name in rule.one_uncertain_of if set(nodes_in(bound.arguments.get(name))) & uncertain]
     if len(random) > 1:
         return (
@@ -93,6 +103,12 @@ def fit(node: fx.Node, target: Target, rule: Rule, module: nn.Module | None, unc
                 )
             lifts.update((place, known) for known in nodes - uncertain)
     return Call(call.args, call.kwargs, frozenset(lifts))
+
+
+def _default_of(rule: Rule, name: str, otherwise: Any) -> Any:
+    """What an argument is that is not given."""
+    default = rule.signature.parameters[name].default
+    return otherwise if default is inspect.Parameter.empty else default
 
 
 def _constants(value: Any) -> list[Any]:

@@ -132,6 +132,7 @@ class Rule:
         cases: calls of the original, from which the tests are made.
         reads_metadata_of: arguments of which only dtype, shape or device matter, and whose elements do not.
         one_uncertain_of: arguments of which either may be uncertain, but not several at once.
+        only_where: for an argument, what ``only`` says in addition where that argument is uncertain.
     """
 
     targets: tuple[Target, ...]
@@ -147,6 +148,7 @@ class Rule:
     complex: bool = False
     reads_metadata_of: tuple[str, ...] = ()
     one_uncertain_of: tuple[str, ...] = ()
+    only_where: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -196,6 +198,7 @@ class Rules:
         complex: bool = False,
         reads_metadata_of: Sequence[str] = (),
         one_uncertain_of: Sequence[str] = (),
+        only_where: Mapping[str, Mapping[str, Any]] | None = None,
         override: bool = False,
     ) -> Callable[[Decorated], Decorated]:
         """Decorate the function, or module class, that propagates Moments through ``targets``.
@@ -218,6 +221,7 @@ class Rules:
             reads_metadata_of: arguments of which only dtype, shape or device matter: where the others are certain, the
                 result is.
             one_uncertain_of: arguments of which either may be uncertain, but not several at once.
+            only_where: see :class:`Rule`.
             cases: calls of the original operation to test with.
             override: True to replace the rule that a target has in this table; the targets' namesakes (the method
                 ``"relu"`` beside ``torch.relu``) keep theirs.
@@ -247,7 +251,7 @@ class Rules:
             may_alias = family == "structural" if alias is None else alias
             rule = Rule(
                 known, apply, family, exact, source, tolerance, may_alias, only or {}, tuple(cases), continuous,
-                complex, tuple(reads_metadata_of), tuple(one_uncertain_of),
+                complex, tuple(reads_metadata_of), tuple(one_uncertain_of), only_where or {},
             )  # fmt: skip
             self._replace(known)
             self._rules.update(dict.fromkeys(known, rule))
