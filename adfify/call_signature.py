@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import keyword
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -140,10 +141,14 @@ def of_model(root: nn.Module, args: Sequence[Any] | None, kwargs: Mapping[str, A
             f"{''.join(f', {key}=' for key in kwargs)}: {error}."
         ) from error
     names = _Names()
+
+    def leaf(value: Any, path: str) -> Leaf:
+        return Leaf(names.of(path), _is_floating(value, path))
+
     structures: dict[str, Any] = {}
     for key, parameter in signature.parameters.items():
         if key in given:
-            structures[key] = mapped(given[key], lambda value, path: Leaf(names.of(path), _is_floating(value)), key)
+            structures[key] = mapped(given[key], leaf, key)
         elif parameter.kind is parameter.VAR_POSITIONAL:
             structures[key] = ()
         elif parameter.kind is parameter.VAR_KEYWORD:
@@ -165,12 +170,12 @@ class _Names:
     """Names of placeholders: identifiers, each once."""
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        self._taken = {"self"}  # of the graph's own forward
 
     def of(self, path: str) -> str:
         name = base = re.sub(r"\W+", "_", path).strip("_")
         number = 1
-        while name in self._taken:
+        while name in self._taken or keyword.iskeyword(name):
             name, number = f"{base}_{number}", number + 1
         self._taken.add(name)
         return name
@@ -265,8 +270,13 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, (Tensor, Moments, Leaf))
 
 
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Moments) or value.is_floating_point() or value.is_complex()
+def _is_floating(value: Any, path: str) -> bool:
+    if isinstance(value, Tensor) and value.is_complex():
+        raise ModelError(
+            f"input '{path}' is complex, and Moments are of real values; make its real and its imaginary part two "
+            "inputs of forward, and put them together there: torch.complex(real, imag)."
+        )
+    return isinstance(value, Moments) or value.is_floating_point()
 
 
 def _matched(structure: Any, given: Any, path: str) -> list[Any]:

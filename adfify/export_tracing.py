@@ -7,7 +7,7 @@ import logging
 import operator
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -20,7 +20,7 @@ from adfify import sizes
 from adfify.call_signature import CallSignature
 from adfify.errors import ModelError
 from adfify.locations import shortened, stopped_at
-from adfify.moments import Moments, is_moments
+from adfify.moments import Moments
 
 # Assertions about the example inputs, which torch.export adds and the original does not have.
 _CHECKS = (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_constrain_range_for_size.default)
@@ -48,7 +48,7 @@ def export(
         raise ModelError(
             f"{reason}\ntorch.export would fix {type(root).__name__} in training mode; call model.eval() first."
         )
-    plain = pytree.tree_map(lambda x: x.mean if isinstance(x, Moments) else x, tensors, is_leaf=is_moments)
+    plain = _each_its_own(x.mean if isinstance(x, Moments) else x for x in tensors)
     try:
         with _in_silence():
             return _graph(root, signature, plain, sizes_vary)
@@ -56,6 +56,14 @@ def export(
         raise ModelError(
             f"{reason}\ntorch.export gave up too{stopped_at(error)}: {type(error).__name__}: {shortened(error)}"
         ) from error
+
+
+def _each_its_own(tensors: Iterable[Any]) -> tuple[Any, ...]:
+    """With a copy where one tensor is given twice: torch.export would make both inputs the same one."""
+    found: list[Any] = []
+    for x in tensors:
+        found.append(x.clone() if any(x is other for other in found) else x)
+    return tuple(found)
 
 
 def _graph(

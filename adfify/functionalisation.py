@@ -266,6 +266,7 @@ class _Functionalisation:
         out = node.kwargs["out"]
         copy = self._copy(node)
         copy.kwargs = {name: value for name, value in copy.kwargs.items() if name != "out"}
+        copy.target = inplace.without_out(copy.target)
         if not isinstance(out, fx.Node):
             self._done.gaps[copy] = "it writes several results into out=, which can't be followed; use what it returns"
             self._own(node, copy, Place(node))

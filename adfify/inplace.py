@@ -150,6 +150,19 @@ def writes_otherwise(node: fx.Node, root: nn.Module) -> bool:
     return False
 
 
+def without_out(target: Any) -> Any:
+    """The operation that returns what one with ``out=`` writes."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return target
+    asked = _arguments(target)
+    overloads = (getattr(target.overloadpacket, name) for name in target.overloadpacket.overloads())
+    return next((one for one in overloads if one is not target and _arguments(one) == asked), target)
+
+
+def _arguments(overload: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in overload._schema.arguments if not argument.is_out]
+
+
 def _writes_first(node: fx.Node, root: nn.Module) -> bool:
     if node.op == "call_module":
         return getattr(root.get_submodule(str(node.target)), "inplace", False) is True

@@ -39,8 +39,18 @@ class Proxy(fx.Proxy):
     def __class__(self) -> type:
         asked = _question(sys._getframe(1))
         if asked and not (_is_about_containers(asked) and _is_surely_tensor(self.node, self.tracer.root)):  # type: ignore[attr-defined]
-            raise fx.proxy.TraceError(f"`{asked}` asks for the type of a value, which symbolic tracing does not know")
+            self.tracer.stop(f"`{asked}` asks for the type of a value, which symbolic tracing does not know")  # type: ignore[attr-defined]
         return Proxy
+
+    def __getattr__(self, name: str) -> Any:
+        # `hasattr(x, name)` and `getattr(x, name, default)` are answered as a tensor would.
+        known = name not in ("node", "tracer") and hasattr(torch.Tensor, name)
+        if not known and (name in ("node", "tracer") or _is_surely_tensor(self.node, self.tracer.root)):  # type: ignore[attr-defined]
+            raise AttributeError(f"'Tensor' object has no attribute {name!r}")
+        return super().__getattr__(name)
+
+    def __len__(self) -> int:
+        return self.tracer.stop("len() asks for a size that symbolic tracing does not know")  # type: ignore[attr-defined,no-any-return]
 
     def __int__(self) -> int:
         return int(self._number())
@@ -72,7 +82,7 @@ class Proxy(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def _not_kept(self, other: Any) -> Any:
-        raise TypeError("`@=` can't be followed symbolically")
+        self.tracer.stop("`@=` can't be followed symbolically")  # type: ignore[attr-defined]
 
     __imatmul__ = _not_kept
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from adfify.errors import ModelError
+from adfify.locations import forward_of
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -163,7 +164,7 @@ class Snapshot:
         self._queue.append((function.__name__, vars(function)))
         for name in function.__code__.co_names:
             item = function.__globals__.get(name)
-            if isinstance(item, list | dict | deque | set | Tensor):
+            if isinstance(item, list | dict | deque | set | Tensor | torch.Generator | random.Random):
                 self._queue.append((name, item))
 
     def _keep_cell(self, name: str, cell: Any) -> None:
@@ -299,6 +300,14 @@ def random_state_kept() -> Iterator[RandomState]:
         yield before
     finally:
         before.restore()
+
+
+def other_every_time(root: nn.Module) -> StateError:
+    """The error for a forward that computes with other values in every call, wherever it has them from."""
+    return StateError(
+        f"{type(root).__name__}.forward{forward_of(root)} computes with other values in every call (random numbers, "
+        "the clock), which tracing would freeze. Make them an input of forward, given as Moments(mean, variance)."
+    )
 
 
 def refuse(root: nn.Module, names: list[str], why: str = "reads what an earlier call left in") -> StateError:

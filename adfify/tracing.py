@@ -10,9 +10,9 @@ import inspect
 import itertools
 import operator
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -138,6 +138,8 @@ def _that_matter(done: functionalisation.Functional) -> dict[fx.Node, str]:
 
 def _is_leaf(module: nn.Module, rules: Rules) -> bool:
     """Whether a module is one operation: it has a rule, or is torch's, whose missing rule is reported by its name."""
+    if any("forward" in vars(part) for part in module.modules()):
+        return False  # its class does not say what it does
     if rules.find(type(module)) is not None:
         return True
     return type(module).__module__.startswith("torch.nn.") and type(module) not in _LOOPS
@@ -173,6 +175,55 @@ class _Tracer(fx.Tracer):
         self.constants = watching.Constants()
         self.makes_tensors = makes_tensors
         self._name_of_constants = name_of_constants
+        self.swapped = ""
+        self._stop: Exception | None = None
+        self._autocast = _autocast()
+        self._weights: dict[nn.Module, dict[str, Tensor | None]] = {}
+
+    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
+        """The graph of a model, unless something in it could not be followed, whether forward minds that or not."""
+        self._weights = {module: {**module._parameters, **module._buffers} for module in root.modules()}
+        graph = super().trace(root, concrete_args)
+        if self._stop is not None:
+            raise self._stop
+        return graph
+
+    def stop(self, why: str) -> NoReturn:
+        """Give up: see Note [An error that forward catches]."""
+        try:
+            raise fx.proxy.TraceError(why)
+        except fx.proxy.TraceError as error:
+            self._stop = error
+            raise
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """See :meth:`torch.fx.Tracer.iter`."""
+        try:
+            return super().iter(obj)
+        except fx.proxy.TraceError as error:
+            self._stop = error
+            raise
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """See :meth:`torch.fx.Tracer.call_module`."""
+        for part in m.modules() if _is_leaf(m, self.rules) else ():
+            self._note_swapped(part)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """See :meth:`torch.fx.Tracer.getattr`."""
+        if isinstance(attr_val, Tensor):
+            for part in self._weights:
+                if part._parameters.get(attr) is attr_val or part._buffers.get(attr) is attr_val:
+                    self._note_swapped(part)
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _note_swapped(self, module: nn.Module) -> None:
+        """Note weights that stand in a module for its own: the graph would refer to its own."""
+        before = self._weights.get(module, {})
+        for name, x in (*module._parameters.items(), *module._buffers.items()):
+            if before.get(name, x) is not x:
+                self.swapped = f"{self.path_of_module(module)}.{name}".lstrip(".")
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Proxy(node, self)
@@ -195,7 +246,11 @@ class _Tracer(fx.Tracer):
         try:
             known = known_values.of_buffers(proxy.node, self.root)
         except LookupError:
-            return otherwise()
+            try:
+                return otherwise()
+            except fx.proxy.TraceError as error:
+                self._stop = error
+                raise
         value = known.item() if isinstance(known, Tensor) else known
         checked = self.create_proxy("call_function", known_values.assert_as_traced, (proxy, value, ""), {})
         checked.node.update_arg(2, locations.source_line(checked.node))
@@ -206,6 +261,8 @@ class _Tracer(fx.Tracer):
         return self.create_proxy("call_function", function, args, kwargs)
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Generator):
+            self.stop("random numbers are drawn by a generator, anew in every call")
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
             free = (f"{self._name_of_constants}{number}" for number in itertools.count())
             name = next(n for n in free if n not in self.constants.tensors and not hasattr(self.root, n))
@@ -215,6 +272,8 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
+        if _autocast() != self._autocast:
+            self.stop("forward turns torch.autocast on or off, which changes the dtype of what is computed")
         written = inplace.written_by(node, self.root)
         if written is not None and written.op == "get_attr":
             path = str(written.target)
@@ -227,6 +286,17 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _is_leaf(m, self.rules)
+
+
+# Note [An error that forward catches]
+# A trace that meets a question it can't answer stops by an error. `try: n = len(x)` with a bare `except` goes on with
+# the other branch, and the graph would hold that for good: so an error of tracing is one, whether forward minds or not.
+
+
+def _autocast() -> tuple[Any, ...]:
+    """What autocast does now."""
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds)
 
 
 def _drop_unused_rest(graph: fx.Graph, model: str) -> None:
@@ -251,6 +321,7 @@ def _symbolic(root: nn.Module, rules: Rules, signature: CallSignature) -> tuple[
                 raise
         if graph is not None and not tracer.constants.are_stale and not random.drawn():
             _refuse_state(root, graph, tracer, before)
+            _refuse_swapped(root, tracer)
             return graph, tracer.constants.tensors
     # See Note [Real tensors in a symbolic trace].
     with state.untouched(root) as before, state.random_state_kept() as random:
@@ -263,10 +334,25 @@ def _symbolic(root: nn.Module, rules: Rules, signature: CallSignature) -> tuple[
                 f"{type(root).__name__} writes in place into a tensor that it made, which torch.fx would lose."
             )
         _refuse_state(root, graph, tracer, before)
+        _refuse_swapped(root, tracer)
         return graph, tracer.constants.tensors
 
 
+def _refuse_swapped(root: nn.Module, tracer: _Tracer) -> None:
+    if tracer.swapped:
+        raise ModelError(
+            f"{type(root).__name__}.forward{forward_of(root)} puts another tensor in the place of '{tracer.swapped}' "
+            "for a while (torch.func.functional_call does), which torch.fx would not see; compute with that tensor by "
+            "torch.nn.functional."
+        )
+
+
 def _run(tracer: _Tracer, root: nn.Module) -> fx.Graph:
+    if "forward" in vars(root) or type(root).__call__ is not nn.Module.__call__:
+        raise ModelError(
+            f"{type(root).__name__} has a forward set on the object, or a __call__ of its own, which torch.fx does not "
+            "run; write what it does into the forward of a class."
+        )
     try:
         with watching.Watch(tracer.constants, tracer.make if tracer.makes_tensors else None):
             return _with_structured_output(tracer.trace(root))
@@ -301,7 +387,7 @@ def _refuse_state(root: nn.Module, graph: fx.Graph, tracer: _Tracer, before: sta
     changes = before.changes()
     written = functionalisation.functional(graph, root, tracer.rules, tracer.constants.tensors).written
     names = [name for name in dict.fromkeys([*changes, *sorted(written)]) if name not in tracer.constants.tensors]
-    if not names:
+    if not names and not tracer.constants.tensors:
         return
     for node in reading.live(graph):
         called = str(node.target) if node.op == "call_module" else None
@@ -315,6 +401,8 @@ def _refuse_state(root: nn.Module, graph: fx.Graph, tracer: _Tracer, before: sta
         same = numbering.output(graph) == numbering.output(two_calls.in_sequence(graph, second))
     except (ModelError, KeyError, RuntimeError) as error:
         raise state.refuse(root, names) from error
+    if not same and not names:
+        raise state.other_every_time(root)
     if not same:
         raise state.refuse(root, names)
 

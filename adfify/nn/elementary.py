@@ -35,7 +35,12 @@ _LARGEST = 32  # a whole power beyond it is taken over x > 0
     operator.pow,
     source=WHOLE,
     one_uncertain_of=BASE_OR_EXPONENT,
-    cases=[case(Uncertain((4, 3)), 2), case(Uncertain((4, 3)), 1), case(1.5, Uncertain((4, 3)))],
+    cases=[
+        case(Uncertain((4, 3)), 2),
+        case(Uncertain((4, 3)), 1),
+        case(1.5, Uncertain((4, 3))),
+        case(Uncertain((4, 3)), torch.tensor(3)),
+    ],
 )
 def power(input: Moments | Tensor | float, exponent: Moments | Tensor | float) -> Moments:
     if isinstance(exponent, Moments):
@@ -48,7 +53,7 @@ def power(input: Moments | Tensor | float, exponent: Moments | Tensor | float) -
 
 def _certain_power(x: Moments, exponent: Tensor | float) -> Moments:
     if isinstance(exponent, Tensor):
-        return Moments(*elementary.power(x.mean, x.variance, exponent))
+        return Moments(*elementary.elementwise_power(x.mean, x.variance, exponent))
     if exponent == 0:
         return Moments(torch.pow(x.mean, exponent), torch.zeros_like(x.variance))
     whole = float(exponent).is_integer()

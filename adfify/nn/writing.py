@@ -250,14 +250,26 @@ class Written:
         return Moments(mean, self._written(torch.empty_like(mean).copy_(a.variance), b.variance, given))
 
     def _written(self, copy: Tensor, value: Tensor, given: Sequence[Any]) -> Tensor:
-        view: Any = copy
+        view, is_part = self._view(copy, given)
+        if not is_part:
+            view.copy_(value)
+            return copy
+        # Autograd lets nothing be written into one of the parts that `chunk` or `unbind` returns.
+        places, _ = self._view(torch.arange(copy.numel(), device=copy.device).view(copy.shape), given)
+        parts = value.to(copy.dtype).expand(places.shape).reshape(-1)
+        return laid_out_like(copy.reshape(-1).index_put((places.reshape(-1),), parts).view(copy.shape), copy)
+
+    def _view(self, x: Tensor, given: Sequence[Any]) -> tuple[Any, bool]:
+        """The view of a tensor, and whether it is one of several that one operation returned."""
+        view: Any = x
+        is_part = False
         for operation, args, kwargs in self.views:
             args, kwargs = map_aggregate(
                 (args, kwargs), lambda leaf: given[leaf.number] if isinstance(leaf, Given) else leaf
             )
             view = operation(view, *args, **kwargs)
-        view.copy_(value)
-        return copy
+            is_part = is_part or not isinstance(view, Tensor)
+        return view, is_part
 
     @property
     def rule(self) -> Rule:
