@@ -27,7 +27,12 @@ _CHECKS = (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_co
 
 
 def export(
-    root: nn.Module, signature: CallSignature, tensors: tuple[Any, ...], reason: str, sizes_vary: bool = True
+    root: nn.Module,
+    signature: CallSignature,
+    tensors: tuple[Any, ...],
+    reason: str,
+    sizes_vary: bool = True,
+    ones_vary: bool = True,
 ) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The graph of a model in aten operations, and the tensors that it made itself.
 
@@ -40,6 +45,7 @@ def export(
         reason: why symbolic tracing gave up, for the error.
         sizes_vary: whether the model may take inputs of another size; if not, only the batch's is symbolic, and
             tracing takes a fraction of the time.
+        ones_vary: whether a batch of one stands for one of any length.
 
     Raises:
         ModelError: torch.export gave up as well, both reasons are given; or the model is in training mode.
@@ -51,7 +57,7 @@ def export(
     plain = _each_its_own(x.mean if isinstance(x, Moments) else x for x in tensors)
     try:
         with _in_silence():
-            return _graph(root, signature, plain, sizes_vary)
+            return _graph(root, signature, plain, sizes_vary, ones_vary)
     except Exception as error:  # torch raises nearly any type here
         raise ModelError(
             f"{reason}\ntorch.export gave up too{stopped_at(error)}: {type(error).__name__}: {shortened(error)}"
@@ -67,10 +73,10 @@ def _each_its_own(tensors: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _graph(
-    root: nn.Module, signature: CallSignature, plain: tuple[Any, ...], sizes_vary: bool
+    root: nn.Module, signature: CallSignature, plain: tuple[Any, ...], sizes_vary: bool, ones_vary: bool
 ) -> tuple[fx.Graph, dict[str, Tensor]]:
     with _called_flat(root, signature):
-        program = _exported(root, plain, sizes_vary)
+        program = _exported(root, plain, sizes_vary, ones_vary)
         guards = list(getattr(program, "_guards_code", ()))
     if _writes_through_views(program.graph):
         # Functionalised, every write is an operation with a result; dropout, the identity here, goes with it.
@@ -144,15 +150,16 @@ class _OfOtherThreads:
 _CONDITIONS = 30
 
 
-def _exported(root: nn.Module, plain: tuple[Any, ...], sizes_vary: bool) -> torch.export.ExportedProgram:
+def _exported(
+    root: nn.Module, plain: tuple[Any, ...], sizes_vary: bool, ones_vary: bool
+) -> torch.export.ExportedProgram:
     """With every size free if it can be, else only the batch's: sympy can't solve every condition on two sizes.
 
     A batch of one is doubled where that will do, for torch.export fixes a size of 1.
     """
-    doubled = pytree.tree_map(_doubled, plain)
-    if any(isinstance(x, Tensor) and x.dim() and len(x) == 1 for x in pytree.tree_leaves(plain)):
+    if ones_vary and any(isinstance(x, Tensor) and x.dim() and len(x) == 1 for x in pytree.tree_leaves(plain)):
         with suppress(Exception):
-            return _exported(root, doubled, sizes_vary)
+            return _exported(root, pytree.tree_map(_doubled, plain), sizes_vary, ones_vary)
     if sizes_vary:
         limited = symbolic_shapes.patch(symbol_guard_limit_before_specialize=_CONDITIONS)  # type: ignore[attr-defined]
         with suppress(Exception), limited:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adfify import sizes
 from adfify.errors import InputError
 from adfify.layout import (
     Axis,
@@ -198,7 +199,8 @@ def layout_along(original: Original, which: str | int | None, inputs: Inputs) ->
         there = named(outputs)
         name = chosen(there, there, which)
         return Layout(inputs.axes, name, None, (None,) * len(masks), 1, elements, tuple(there[name].shape))
-    a, b, c = unlike(inputs, _indexes(original.network, inputs))
+    lone = not any(sizes.refuses_one(original.network.graph, n, axis) for n, axis in enumerate(inputs.axes))
+    a, b, c = unlike(inputs, _indexes(original.network, inputs) or not lone)
     runs = [original.without_noise(together(parts)) for parts in ([a], [b, a], [c, a, b])]
     (one, _, _), (two, masks, fewer), (three, other_masks, more) = runs
     name = chosen(named(two), named(three), which)
@@ -214,9 +216,10 @@ def layout_along(original: Original, which: str | int | None, inputs: Inputs) ->
     where = [grown(torch.empty(x, device="meta"), torch.empty(y, device="meta"))
              for x, y in zip(masks, other_masks, strict=True)]  # fmt: skip
     held = tuple(None if axis is None else Axis(axis.index, axis.length // a.count) for axis in where)
-    alone = leaves[0] if a.count == 1 else named(original.without_noise(inputs.rows([0]))[0])[name]
     expected = [at.length if n == at.index else size for n, size in enumerate(leaves[1].shape)]
-    squeezed = list(alone.shape) != expected
+    alone = leaves[0] if a.count == 1 else named(original.without_noise(inputs.rows([0] * (1 if lone else 2)))[0])[name]
+    alone = alone if lone else alone.narrow(at.index, 0, at.length)
+    squeezed = list(alone.shape) != expected or not lone
     return Layout(
         inputs.axes,
         name,

@@ -52,6 +52,9 @@ class Proxy(fx.Proxy):
     def __len__(self) -> int:
         return self.tracer.stop("len() asks for a size that symbolic tracing does not know")  # type: ignore[attr-defined,no-any-return]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.Proxy:
+        return self.tracer.create_proxy("call_method", "clone", (self,), {})
+
     def __int__(self) -> int:
         return int(self._number())
 

@@ -39,7 +39,7 @@ def conditions(
             first.setdefault(symbol, here)
             bounds = program.range_constraints.get(symbol)
             if bounds is not None:
-                # Every free size is at least 2 for torch.export, which is a convention: 1 is one as well.
+                # Every free size is at least 2 for torch.export, which is a convention: see adfify.verification.
                 low, high = (int(edge) if edge.is_Integer else None for edge in (bounds.lower, bounds.upper))
                 found += [f"{here} >= {low}"] if low is not None and low > 2 else []
                 found += [f"{here} <= {high}"] if high is not None else []
@@ -70,3 +70,24 @@ def check(expected: Conditions, *inputs: Any) -> None:
                 f"the model was traced by torch.export for inputs of which {said}; these have shape {shapes}. "
                 "Convert it once more with example_inputs of this size."
             )
+
+
+def demand(graph: fx.Graph, condition: str) -> None:
+    """Let a graph that torch.export made be called only where one more condition is true."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    checks = [node for node in graph.nodes if node.target is check]
+    if not checks:
+        with graph.inserting_after(placeholders[-1]):
+            checks = [graph.call_function(check, ((), *placeholders))]
+    checks[0].args = ((*checks[0].args[0], condition), *checks[0].args[1:])
+
+
+def at_least_two(position: int, axis: int | None) -> str:
+    """The condition that an axis of an input is no single one."""
+    return f"i{position}.size()[{axis}] >= 2"
+
+
+def refuses_one(graph: fx.Graph, position: int, axis: int | None) -> bool:
+    """Whether a graph is demanded to."""
+    wanted = at_least_two(position, axis)
+    return any(node.target is check and wanted in node.args[0] for node in graph.nodes)  # type: ignore[operator]

@@ -10,7 +10,7 @@ import inspect
 import itertools
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -31,6 +31,7 @@ from adfify import (
     state,
     two_calls,
     two_runs,
+    verification,
     watching,
 )
 from adfify.call_signature import CallSignature
@@ -111,12 +112,30 @@ def trace(
         return _functional(root, _of_whole(root, signature), "torch.fx", {}, signature, rules)
     try:
         graph, constants = _symbolic(root, rules, signature)
+        _drop_unused_rest(graph, type(root).__name__)
+        traced = _functional(root, graph, "torch.fx", constants, signature, rules)
+        if signature.is_of_example:
+            _verify(traced, signature.flatten(example_inputs or (), example_kwargs))
     except StateError:
         raise
     except ModelError as error:
         return _exported(root, example_inputs, example_kwargs, error, rules)
-    _drop_unused_rest(graph, type(root).__name__)
-    return _functional(root, graph, "torch.fx", constants, signature, rules)
+    return traced
+
+
+def _verify(traced: Traced, tensors: Sequence[Any]) -> None:
+    """Raise ModelError where the graph is not the model: see Note [A trace is checked on the example]."""
+    found = verification.disagreement(traced, tensors)
+    if found is None:
+        return
+    if found.is_of_model:
+        raise state.other_every_time(traced.root)
+    name = type(traced.root).__name__
+    raise ModelError(
+        f"The graph that {traced.engine} traces of {name} does not compute what {name} does on example_inputs: "
+        f"{found.said}. Usually forward asks there for what only a running model knows: a type, whether something "
+        "traces, whether a size is an int. Write it without asking, or register a rule for that module."
+    )
 
 
 def _functional(
@@ -435,13 +454,40 @@ def _exported(
         ) from reason
     signature = call_signature.of_model(root, args, example_kwargs)
     tensors = tuple(signature.flatten(args or (), example_kwargs))
+    given = (root, signature, tensors, reason, rules)
+    if not any(x.dim() and len(x) == 1 for x in tensors):
+        return _by_export(*given, ones_vary=False)
+    try:
+        return _by_export(*given, ones_vary=True)
+    except StateError:
+        raise
+    except ModelError:  # one example may be computed otherwise than several
+        return _by_export(*given, ones_vary=False)
+
+
+def _by_export(
+    root: nn.Module,
+    signature: CallSignature,
+    tensors: tuple[Any, ...],
+    reason: ModelError,
+    rules: Rules,
+    ones_vary: bool,
+) -> Traced:
     sizes_vary = not _configuration(root).get("fixed_input_size")
     with state.untouched(root), state.random_state_kept() as random:
-        graph, constants = export_tracing.export(root, signature, tensors, str(reason), sizes_vary)
+        graph, constants = export_tracing.export(root, signature, tensors, str(reason), sizes_vary, ones_vary)
         if random.drawn():
             raise _frozen_draws(root, random.drawn())
     two_runs.refuse_state(root, signature, tensors)
-    return _functional(root, graph, "torch.export", constants, signature, rules)
+    traced = _functional(root, graph, "torch.export", constants, signature, rules)
+    try:
+        _verify(traced, tensors)
+    except StateError:
+        raise
+    except ModelError as error:
+        raise ModelError(f"{reason}\n{error}".strip()) from error
+    verification.refuse_ones(traced, tensors)
+    return traced
 
 
 def derive_inputs(root: nn.Module) -> tuple[Tensor, ...] | None:
