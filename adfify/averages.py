@@ -53,6 +53,7 @@ class Values:
         self._centre = centre
         self._sum = torch.zeros_like(centre, dtype=torch.float64)
         self._products = torch.zeros(*centre.shape, centre.shape[1], dtype=torch.float64, device=centre.device)
+        self._blocks: list[Tensor] = []
         self.count: Tensor | None = None
         """``[N, 1]``: how many; None before the first."""
 
@@ -63,6 +64,7 @@ class Values:
         from_centre = (values - self._centre).double()
         self._sum += from_centre.sum(0)
         self._products += torch.einsum("cni,cnj->nij", from_centre, from_centre)
+        self._blocks.append(from_centre)
         self.count += len(values)
 
     def covariance(self) -> Tensor:
@@ -71,3 +73,10 @@ class Values:
         count = self.count.unsqueeze(-1)
         outer = self._sum.unsqueeze(-1) * self._sum.unsqueeze(-2) / count
         return ((self._products - outer) / (count - 1)).to(self._centre.dtype)
+
+    def relative_error(self) -> Tensor:
+        """``[N, k]``: standard error of the std, relative to it, by the fourth moment."""
+        values = torch.cat(self._blocks)
+        away = (values - values.mean(0)).square()
+        count, variance = len(values), away.mean(0)
+        return ((away - variance).square().mean(0) / (variance.square() * count).clamp(min=1e-300) / 4).sqrt()

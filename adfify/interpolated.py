@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from adfify.averages import Average, Values
-from adfify.gaussian import interpolation
+from adfify.gaussian import interpolation, student
 from adfify.joint import Question
 from adfify.moments import Attribution, JointMoments
 from adfify.noisy import LEAST_CHUNK, Draws, Original, Source, gradients
-from adfify.rare import LARGER, OTHER, UNLIKE, Look, by_one_pass
+from adfify.rare import LARGER, OTHER, UNLIKE, UNSURE, Look, by_one_pass
 
 TOLERANCE, MOST_PAIRS = 0.02, 4
 LOOSE_TOLERANCE, MOST_LOOSE_PAIRS, WORTH = 0.055, 12, 0.2
@@ -32,6 +32,8 @@ LOOSE_TOLERANCE, MOST_LOOSE_PAIRS, WORTH = 0.055, 12, 0.2
 MEAN_TOLERANCE, SINGLES, MOST_SINGLES, MOST_LOOSE_SINGLES = 0.12, 4, 24, 64
 EASY_SINGLES = 64
 """Of a small network."""
+SURE = 14.0
+"""By how many of its standard errors the std of values has to be larger to be believed more than gradients."""
 WITHIN, LEAST = 0.6, 4e-6
 """Relative variance of one pair's estimate over d^2; see Note [What decides the cost]. And what it is at least."""
 EASY_TOLERANCE, FREE, MORE, MOST_FREE = 0.008, 2**18, 16, 2**14
@@ -180,26 +182,39 @@ class _Estimate:
 
     def relative_error(self) -> Tensor:
         """``[N, k]``: standard error of the std, relative to it; see Note [What decides the cost]."""
+        variance, relative = self._by_pairs()
+        return torch.where(self._doubtful(variance, relative), 1.0, relative).to(self._centre.dtype)
+
+    def _by_pairs(self) -> tuple[Tensor, Tensor]:
+        """``[N, k]``: variances, and the relative error of their roots by what the pairs differ."""
         # Double: variances have squares here, which float32 may not hold.
         variances = torch.einsum("pwnk,wn->pnk", torch.stack(self._each).double(), self._weights().double())
         ran, mean = len(variances), variances.mean(0)
-        if len(variances) >= interpolation.MANY:  # neighbours differ little in r
+        if ran >= interpolation.MANY:  # neighbours differ little in r
             spread = 0.5 * variances.diff(dim=0).square().mean(0)
         else:
             between = (variances - mean).square().sum(0)  # (P - 1) times the sample variance
             within = WITHIN * torch.stack(self._unlike).sum(0) * mean.square()
             spread = (between + within) / (2 * ran - 1)
-        relative = (spread / mean.square()).clamp(min=LEAST) / ran / 4
-        return (
-            torch.where(self._doubtful(mean), 1.0, torch.where(mean > 0, relative, 0.0)).sqrt().to(self._centre.dtype)
-        )
+        relative = ((spread / mean.square()).clamp(min=LEAST) / ran / 4).sqrt()
+        widened = student.widened(relative) if ran >= interpolation.MANY else relative
+        return mean, torch.where(mean > 0, widened, 0.0)
 
-    def _doubtful(self, variance: Tensor) -> Tensor:
+    def _of_values(self, relative: Tensor, count: int) -> Tensor:
+        """``[N, k]``: what the relative error of the std of so many values is at least, if that of the pairs is this.
+
+        What is rare for the pairs is so for the values, which may have seen none of it.
+        """
+        ran = len(self._each)
+        as_rare = relative * (ran / count) ** 0.5 if ran >= interpolation.MANY else torch.zeros_like(relative)
+        return as_rare.clamp(min=(0.5 / max(count - 1, 1)) ** 0.5)
+
+    def _doubtful(self, variance: Tensor, relative: Tensor) -> Tensor:
         """Where gradients say too little: nothing, though they or the values vary, or much less than the values do."""
         rough, count = self._rough
         itself = torch.stack(self._each)[:, 1].sum(0)
         nothing = (variance <= 0) & ((itself > 0) | (rough > 0))
-        much_less: Tensor = rough > (1 + 10 / max(count - 1, 1) ** 0.5) * variance
+        much_less: Tensor = rough > (1 + SURE * self._of_values(relative, count)) * variance
         return nothing | much_less
 
     def _finish(self, first: Tensor | None) -> JointMoments:
@@ -240,6 +255,7 @@ class _Estimate:
         if self._request.samples is None and self._free >= interpolation.MANY:
             doubtful |= (apart > OTHER * std) & (apart > 2 * error)
             doubtful |= (aside > UNLIKE * std) & (aside > 3 * mean_error)
+            doubtful |= error > UNSURE * std
         doubtful &= one_pass.std > 0
         if not doubtful.any():
             return found
@@ -249,12 +265,13 @@ class _Estimate:
         seen = look.again(doubtful)
         # Constant at wider noise too, though not at larger noise: the one pass is all that there is.
         unseen = doubtful & (seen.std <= 0) & (std <= 0) & seen.varies
-        both = torch.hypot(seen.std_error, error)
-        mended = doubtful & (seen.std > 0) & (((seen.std - std).abs() > 2 * both) | (std <= 0))
+        both, differ = torch.hypot(seen.std_error, error), (seen.std - std).abs()
+        better = 2 * seen.std_error * std < error * seen.std
+        mended = doubtful & (seen.std > 0) & (better | (std <= 0) | ((differ > 3 * both) & (seen.std > std)))
         changed = torch.where(mended, seen.std, torch.where(unseen, one_pass.std, std))
-        # As far as the draws can't exclude the one pass, where they are nearer to it.
-        nearer = doubtful & (std > 0) & ((seen.std - one_pass.std).abs() < (seen.std - std).abs())
-        widened = torch.where(nearer, torch.maximum(error, torch.minimum(seen.std_error, apart)), error)
+        # As far as the draws can't exclude the one pass.
+        widened = torch.maximum(torch.minimum(seen.std_error, apart), torch.where(differ > 2 * both, differ / 2, 0.0))
+        widened = torch.where(doubtful, torch.maximum(error, widened), error)
         nearer = doubtful & ((seen.mean - one_pass.mean).abs() < (seen.mean - found.mean).abs())
         mean_error = torch.where(nearer, torch.maximum(mean_error, torch.minimum(seen.mean_error, aside)), mean_error)
         new_error = torch.where(mended, seen.std_error, torch.where(unseen, one_pass.std, widened))
@@ -305,12 +322,16 @@ class _Estimate:
         error = self.relative_error()
         if values.count is None or any(source.is_mask for source in self._sources.values()):
             return covariance, error  # of the values, nobody can say what the masks' part is
-        own = error.square().mean(1, keepdim=True)
-        other = 0.5 / (values.count - 1).to(own)
-        weight = own / (own + other)
-        weight = torch.where(weight > 1e-3, weight, 0.0).unsqueeze(-1)  # what is linear stays exact
-        together = torch.lerp(covariance, values.covariance(), weight)
-        return together, error * (1 - weight[..., 0]).sqrt()
+        least = self._of_values(self._by_pairs()[1], int(values.count[0, 0]))
+        other = torch.maximum(values.relative_error(), least).to(error)
+        own = error.square()
+        if len(self._each) < interpolation.MANY:
+            # What one pair shows of its error is rough: the others' have a part in the weight, though not in the bar.
+            own = 0.5 * (own + own.median(1, keepdim=True).values)
+        weight = own / (own + other.square())
+        weight = torch.where(weight > 1e-3, weight, 0.0)  # what is linear stays exact
+        together = _lerped(covariance, values.covariance(), weight)
+        return self._mended(together), torch.hypot((1 - weight) * error, weight * other)
 
     def _average(self, first: Tensor | None, variance: Tensor, outputs: Values) -> Average:
         """Of what the mean gradient leaves of the outputs: a control variate, whose own mean is 0."""
@@ -379,6 +400,19 @@ class _Unbiased(_Estimate):
 
     def _mended(self, covariance: Tensor) -> Tensor:
         return covariance
+
+
+def _lerped(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """Covariances ``[N, k, k]`` of which each variance has its own weight ``[N, k]``, 0: of a, 1: of b."""
+    variances = [x.diagonal(dim1=-2, dim2=-1) for x in (a, b)]
+    more = torch.maximum(weight.unsqueeze(-1), weight.unsqueeze(-2))
+    correlations = [
+        torch.where(v.unsqueeze(-1) * v.unsqueeze(-2) > 0, x / (v.sqrt().unsqueeze(-1) * v.sqrt().unsqueeze(-2)), 0.0)
+        for x, v in zip((a, b), variances, strict=True)
+    ]
+    std = torch.lerp(*variances, weight).sqrt()
+    mixed = torch.lerp(*correlations, more) * std.unsqueeze(-1) * std.unsqueeze(-2)
+    return mixed.diagonal_scatter(std.square(), dim1=-2, dim2=-1)
 
 
 def _along(gradient: Tensor, noise: Tensor) -> Tensor:

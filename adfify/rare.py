@@ -8,8 +8,10 @@ is another: a gate that is seldom closed is missed as one that is seldom open. N
 where it varies at all (scaled-sigma sampling: Sun, Li, Liu, Luo & Gu, IEEE Trans. CAD 34, 2015); what is constant even
 there, as x - x, is certain. Along the gradients found there, noise is drawn STRETCH times as wide, and weighted by its
 likelihood: a defensive mixture (Hesterberg, Technometrics 37, 1995) with the balance heuristic (Veach & Guibas,
-SIGGRAPH 1995), of which no weight is above 1 / PLAIN whatever the number of inputs is. Where the two agree, all stays
-as it was.
+SIGGRAPH 1995), of which no weight is above 1 / PLAIN whatever the number of inputs is. The variance of what is linear
+along those directions is known, so that draws of a nearly linear network leave little open. The more precise of the
+two is taken; where they agree, the one that stood keeps standing, and its error bar becomes that of the second look if
+that is wider: what the pairs have not seen, their differences can't tell.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adfify.gaussian import student
 from adfify.joint import Question
 from adfify.moments import Moments
 from adfify.network import ADFNetwork
@@ -29,9 +32,9 @@ SCALES = (2.0, 3.0, 4.0)
 STRETCH, PLAIN, DIRECTIONS = 3.0, 0.25, 32
 PROBES, FEW_PROBES = 48, 12
 LEAST_VALUES, MOST_VALUES = 64, 8192
-LARGER, OTHER, UNLIKE = 1.15, 0.005, 1e-4
+LARGER, OTHER, UNLIKE, UNSURE = 1.15, 0.005, 1e-4, 0.1
 """How much larger the one pass' std has to be for a second look; by how much another, or another mean in units of the
-std, for one of a small network."""
+std, for one of a small network; or how unsure that of the pairs is."""
 MOST_NUMBERS = 2**22
 """Of all noise that is drawn at a time."""
 
@@ -96,17 +99,16 @@ class Look:
         values, along = self._weighted(directions)
         weights = _weight(along)
         unit = (weights / weights.sum()).unsqueeze(1)
-        mean, mean_error = _mean(values, along[:, : len(along) // 16], unit)
-        away = values - (unit * values).sum(0)
-        covariance = (unit * away).T @ away
-        variance = covariance.diagonal()
-        error = (unit * (away.square() - variance)).square().sum(0).sqrt()
-        # What is rounded varies too.
-        std = torch.where(variance.sqrt() > _rounding(values, self._question), variance.sqrt(), 0.0)
+        near = slice(len(along) // 16)  # so many as that many draws can fit
+        mean, mean_error, covariance, error = _moments(values, along[:, near], directions[near], unit)
+        std = covariance.diagonal().sqrt()
+        rounding = _rounding(values, self._question)  # what is rounded varies too
+        std = torch.where(std > rounding, std, 0.0)
         scale = torch.where(std > 0, std, torch.inf)
-        like = self._question.first.mean
+        std_error = torch.where(std > 0, (std * student.widened(error / (2 * scale.square()))).clamp(min=rounding), 0.0)
         correlation = covariance / scale / scale.unsqueeze(1)
-        found = [x.unsqueeze(0).to(like) for x in (mean, mean_error, std, error / (2 * scale), correlation)]
+        like = self._question.first.mean
+        found = [x.unsqueeze(0).to(like) for x in (mean, mean_error, std, std_error, correlation)]
         return Seen(found[0], found[1], found[2], found[3], found[4], varies.unsqueeze(0))
 
     def _directions(self, positions: list[int]) -> tuple[Tensor, Tensor]:
@@ -199,11 +201,26 @@ def draws_masks(network: ADFNetwork) -> bool:
     return False
 
 
-def _mean(values: Tensor, along: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """Means ``[k]`` of weighted values ``[K, k]``, and their errors: what is linear in the noise has the mean 0."""
+def _moments(values: Tensor, along: Tensor, directions: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Moments of weighted values: what is linear in the noise has the mean 0, and its variance is known.
+
+    Args:
+        values: ``[K, k]``.
+        along: ``[K, J]``, products of the noise and the directions.
+        directions: ``[J, D]``.
+        unit: ``[K, 1]``, weights that sum to 1.
+
+    Returns:
+        Means ``[k]`` and their standard errors, the covariance ``[k, k]``, and the standard errors of the variances.
+    """
     design = torch.cat((torch.ones_like(unit), along), 1)
     fitted = torch.linalg.lstsq(unit.sqrt() * design, unit.sqrt() * values, driver="gelsd").solution
-    return fitted[0], (unit * (values - design @ fitted)).square().sum(0).sqrt()
+    linear, residual = along @ fitted[1:], values - design @ fitted
+    slopes = fitted[1:].T @ directions
+    covariance = slopes @ slopes.T + (unit * residual).T @ residual
+    each = residual * (2 * linear + residual)  # the two are uncorrelated, as fitted: the first part is but of the error
+    error = (unit * (each - (unit * each).sum(0))).square().sum(0).sqrt()
+    return fitted[0], (unit * residual).square().sum(0).sqrt(), covariance, error
 
 
 def _part(drawn: dict[str, Tensor], numbers: range) -> dict[str, Tensor]:
