@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from adfify.errors import CheckpointError, DataError
+from adfify.files_on_disk import digest_of, existing_file
 from adfify.preprocessing import Preprocessing, needs, torchvision_weights
 from adfify.printable import printable
-from adfify.program import LoadedProgram, existing_file, load, save
+from adfify.program import LoadedProgram, load, save
 from adfify.weights import SUFFIXES, classes_in, fill, read_state
 
 __all__ = ["LoadedProgram", "Source", "demo_pictures", "demo_source", "load", "open_source", "save"]
@@ -34,6 +35,7 @@ class Source:
         preprocessing: how a picture becomes its input.
         labels: names of its outputs, where known.
         weights: where they come from: ``"random initialisation"``, or the file.
+        digest: SHA-256 of that file, ``""`` where there is none.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Source:
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None
     weights: str
+    digest: str = ""
 
     @property
     def converted(self) -> bool:
@@ -49,7 +52,13 @@ class Source:
 
 
 def open_source(
-    spec: str, *, weights: Path | None = None, arch: str | None = None, num_classes: int | None = None
+    spec: str,
+    *,
+    weights: Path | None = None,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    sha256: str | None = None,
+    trust: bool = False,
 ) -> Source:
     """A network by its name, or from a file. Nothing is ever downloaded.
 
@@ -60,15 +69,19 @@ def open_source(
         weights: the weights of a named network; without, it has its random initialisation.
         arch: for a file of weights, the network they belong to: ``timm:NAME`` or ``torchvision:NAME``.
         num_classes: number of outputs, where it is not the architecture's default; that of weights is read from them.
+        sha256: the digest that the file should have, where one was told.
+        trust: open a .pt2 that others' tools changed: code in it may run. See :func:`load`.
 
     Raises:
-        CheckpointError: no such model or file, a file that is no checkpoint, or one of another network (which keys
-            differ); a library that is not installed.
+        CheckpointError: no such model or file, a file that is no checkpoint, one of another network (which keys
+            differ), or with another digest; a library that is not installed.
     """
     file = Path(spec)
     if file.suffix == ".pt2":
         _refuse(spec, weights=weights, arch=arch, num_classes=num_classes)
-        return _open_program(existing_file(file))
+        return _open_program(existing_file(file), sha256, trust)
+    if trust:
+        raise CheckpointError(f"trust=True goes with a .pt2 alone: {printable(spec)} is read without running anything.")
     if file.exists() or file.suffix in SUFFIXES:
         _refuse(spec, weights=weights)
         existing_file(file)
@@ -81,9 +94,9 @@ def open_source(
                 f"{printable(spec)} holds weights, not the network they belong to. Say which: arch='timm:NAME' or "
                 "'torchvision:NAME' (--arch timm:resnet18)."
             )
-        return _open_named(arch, file, num_classes)
+        return _open_named(arch, file, num_classes, sha256)
     _refuse(spec, arch=arch)
-    return _open_named(spec, weights, num_classes)
+    return _open_named(spec, weights, num_classes, sha256)
 
 
 def _refuse(spec: str, **options: Any) -> None:
@@ -95,27 +108,36 @@ def _refuse(spec: str, **options: Any) -> None:
         )
 
 
-def _open_program(file: Path) -> Source:
-    program = load(file)
+def _open_program(file: Path, sha256: str | None, trust: bool) -> Source:
+    digest = digest_of(file, sha256)
+    program = load(file, trust=trust)
     return Source(
-        program.model_name, program, program.preprocessing or Preprocessing(), program.labels, weights=str(file)
+        program.model_name,
+        program,
+        program.preprocessing or Preprocessing(),
+        program.labels,
+        weights=str(file),
+        digest=digest,
     )
 
 
-def _open_named(spec: str, weights: Path | None, num_classes: int | None) -> Source:
+def _open_named(spec: str, weights: Path | None, num_classes: int | None, sha256: str | None) -> Source:
     library, _, name = spec.partition(":")
     if library not in _MAKERS or not name:
         raise CheckpointError(_on_the_hub(spec) or _unknown_spec(spec))
     model, labels = _MAKERS[library](name, num_classes)
-    origin = RANDOM
+    origin, digest = RANDOM, ""
     if weights is not None:
+        digest = digest_of(existing_file(weights), sha256)
         state, origin = read_state(weights)
         own_classes = classes_in(state, model) if num_classes is None else None
         if own_classes is not None:
             model, labels = _MAKERS[library](name, own_classes)
         fill(model, state, spec, origin)
+    elif sha256 is not None:
+        raise CheckpointError(f"sha256 goes with a file, and {printable(spec)} has none: give weights.")
     model.eval()
-    return Source(spec, model, Preprocessing.of(model, spec), labels, origin)
+    return Source(spec, model, Preprocessing.of(model, spec), labels, origin, digest)
 
 
 _HUBS = ("hf-hub", "hf_hub", "hf", "huggingface")

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from adfify.errors import AdfifyError, ExportError, InputError, MissingOp, ModelError, UnsupportedOpsError
-from adfify.paths import check_folder, check_output
+from adfify.paths import check_folder, check_output, write_file
 from adfify.printable import printable
 from adfify.terminal import BAD_USE, Commands, busy, print_json, progress, stderr, stdout
 
@@ -62,6 +62,10 @@ Classes = Annotated[
     int | None,
     typer.Option("--num-classes", min=1, help="Outputs, if not the network's usual ones; read from weights if given."),
 ]
+Sha256 = Annotated[
+    str | None, typer.Option("--sha256", metavar="DIGEST", help="The digest that the file of weights should have.")
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Open a .pt2 that others' tools changed: code in it may run.")]
 Labels = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Names of the outputs, in their order: one a line, or JSON."),
@@ -105,6 +109,8 @@ def inspect(
     weights: Weights = None,
     arch: Arch = None,
     num_classes: Classes = None,
+    sha256: Sha256 = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Show which rule each operation of a network would follow, and what is missing.
@@ -119,7 +125,9 @@ def inspect(
         from adfify import conversion, display, prediction
         from adfify.program import LoadedProgram
 
-        source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
+        source = prediction.open_model(
+            spec, weights=weights, arch=arch, num_classes=num_classes, sha256=sha256, trust=trust
+        )
         if isinstance(source.model, LoadedProgram):
             records, engine = source.model.plan, "torch.export, converted already"
             missing: tuple[MissingOp, ...] = ()
@@ -143,6 +151,7 @@ def convert(
     weights: Weights = None,
     arch: Arch = None,
     num_classes: Classes = None,
+    sha256: Sha256 = None,
     noise_variance: Annotated[
         float, typer.Option(help="Variance of every input given as a plain tensor, in its (normalised) units.")
     ] = 1e-3,
@@ -177,7 +186,7 @@ def convert(
         prediction.checked_variance(min_variance, "--min-variance")
         if Path(spec).suffix == ".pt2":
             raise InputError(f"{printable(spec)} is converted already; predict takes it as it is.")
-        source = _opened(spec, weights, arch, num_classes, labels)
+        source = _opened(spec, labels, weights=weights, arch=arch, num_classes=num_classes, sha256=sha256)
         _warn_of_random(source)
         example = prediction.example_input(source)
         adf = conversion.adfify(
@@ -193,13 +202,18 @@ def convert(
         with busy(f"exporting {source.name}"):
             save(adf, output, preprocessing=source.preprocessing, labels=source.labels, example_inputs=example)
         metadata = read_metadata(output)
-        plan.write_text(json.dumps({"weights": source.weights, **metadata}, indent=1), encoding="utf-8")
-        kinds, run = display.operations(metadata["plan"]), display.how_to_run(output, metadata)
+        record = {"weights": source.weights, "weights_sha256": source.digest, **metadata.to_json()}
+        write_file(plan, json.dumps(record, indent=1).encode())
+        kinds, run = display.operations(record["plan"]), display.how_to_run(output, metadata)
         if as_json:
             print_json({"model": source.name, "program": output, "plan": plan, "operations": kinds, "run": run})
         else:
             written, beside = printable(output), printable(plan)
-            stdout(f"{written}: {source.name}, {display.counted(kinds)}", f"{beside}: what became of each of them")
+            stdout(
+                f"{written}: {source.name}, {display.counted(kinds)}",
+                f"{beside}: what became of each of them",
+                *_read_from(source),
+            )
             stdout("\nWhere only torch is installed:", display.indented(run))
             stdout("\nHere:", f"  adfify predict {printable(shlex.quote(str(output)))} PICTURES")
 
@@ -221,6 +235,8 @@ def predict(
     weights: Weights = None,
     arch: Arch = None,
     num_classes: Classes = None,
+    sha256: Sha256 = None,
+    trust: Trust = False,
     labels: Labels = None,
     as_json: AsJson = False,
 ) -> None:
@@ -254,7 +270,7 @@ def predict(
         paths = prediction.find_pictures(pictures)
         if not any(path.exists() for path in paths):
             raise InputError(f"there is no {', no '.join(map(printable, paths[:5]))}: nothing to predict.")
-        source = _opened(spec, weights, arch, num_classes, labels)
+        source = _opened(spec, labels, weights=weights, arch=arch, num_classes=num_classes, sha256=sha256, trust=trust)
         _warn_of_random(source)
         if source.labels is None:
             source, said = naming.named_by_folders(source, pictures)
@@ -275,12 +291,16 @@ def predict(
                         figures.append(explaining.draw(explained, explaining.free_name(explain, result.path)))
                 advance(1)
         note = prediction.ONE_PASS if one_pass or network.one_pass_only else prediction.JOINT
-        report = {"model": source.name, "weights": source.weights, "noise_variance": noise_variance, "note": note}
+        report = {
+            "model": source.name, "weights": source.weights, "weights_sha256": source.digest,
+            "noise_variance": noise_variance, "note": note,
+        }  # fmt: skip
         if as_json:
             print_json({**report, "predictions": done, "unreadable": failed, "figures": figures})
         else:
             stdout(
                 *((display.of_predictions(done), note) if done else ()),
+                *_read_from(source),
                 *(f"explained: {printable(figure)}" for figure in figures),
             )
         _name(failed, len(paths))
@@ -344,6 +364,8 @@ def benchmark(
     weights: Weights = None,
     arch: Arch = None,
     num_classes: Classes = None,
+    sha256: Sha256 = None,
+    trust: Trust = False,
     labels: Labels = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -372,7 +394,9 @@ def benchmark(
         found = job.open_folder(data, limit)
         output.mkdir(parents=True, exist_ok=True)
         for spec in specs:
-            source = _opened(spec, weights, arch, num_classes, labels)
+            source = _opened(
+                spec, labels, weights=weights, arch=arch, num_classes=num_classes, sha256=sha256, trust=trust
+            )
             _warn_of_random(source)
             with progress(source.name, len(found.paths)) as advance:
                 report = job.evaluate(source, found, levels, batch_size=batch_size, progress=advance)
@@ -381,7 +405,7 @@ def benchmark(
                 stderr(f"note: {source.name} is measured without labels: {report.unlabelled}.")
             # After every network: an error or Ctrl-C in the next one costs nothing.
             record = {"data": data, "note": prediction.ONE_PASS, "reports": reports}
-            file.write_text(display.to_json(record), encoding="utf-8")
+            write_file(file, display.to_json(record).encode())
         if as_json:
             print_json(record)
         else:
@@ -433,14 +457,19 @@ def _name(failed: list[Unreadable], count: int) -> None:
         raise typer.Exit(BAD_USE)
 
 
-def _opened(spec: str, weights: Path | None, arch: str | None, num_classes: int | None, labels: Path | None) -> Source:
-    """The network of a SPEC, its outputs named by --labels if that is given."""
+def _opened(spec: str, labels: Path | None, **options: Any) -> Source:
+    """The network of a SPEC, its outputs named by --labels if that is given; options as `prediction.open_model`."""
     from adfify import naming, prediction
     from adfify.labels import read_labels
 
     names = None if labels is None else read_labels(labels)  # before the work
-    source = prediction.open_model(spec, weights=weights, arch=arch, num_classes=num_classes)
+    source = prediction.open_model(spec, **options)
     return source if labels is None or names is None else naming.labelled(source, labels, names)
+
+
+def _read_from(source: Source) -> list[str]:
+    """What the weights were read from, for whoever wants to read the same again."""
+    return [f"weights: {printable(source.weights)}, SHA-256 {source.digest}"] if source.digest else []
 
 
 def _check_figures(folder: Path, spec: str) -> None:

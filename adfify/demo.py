@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from adfify import metrics
 from adfify.checkpoint import Source
 from adfify.errors import DataError
 from adfify.moments import Moments
+from adfify.paths import write_file
 from adfify.prediction import classifier, jointly_ranked, read_picture
 from adfify.preprocessing import needs
 from adfify.printable import printable
@@ -283,7 +285,9 @@ def draw(demo: Demo, path: Path) -> Path:
     against_noise, ranking = below.subplots(1, 2, width_ratios=(1.35, 1), gridspec_kw=grid)
     _against_noise(against_noise, demo)
     _ranking(ranking, demo.middle)
-    figure.savefig(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.removeprefix(".") or "png")
+    write_file(path, drawn.getvalue())
     return path
 
 

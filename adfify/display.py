@@ -20,6 +20,8 @@ from adfify.printable import printable
 if TYPE_CHECKING:
     from adfify.benchmark import Report, Row
     from adfify.demo import Demo, Level
+    from adfify.exporting import Input
+    from adfify.metadata import Metadata
     from adfify.prediction import Prediction
 
 
@@ -232,14 +234,14 @@ def counted(kinds: Sequence[Operation]) -> str:
     return f"{total} operations carry variances, {exact} by exact rules"
 
 
-def how_to_run(program: Path, metadata: Mapping[str, Any]) -> str:
+def how_to_run(program: Path, metadata: Metadata) -> str:
     """Python that runs a program of ``metadata`` (see :func:`adfify.program.read_metadata`) by torch alone."""
-    names = [name for entry in metadata["inputs"] for name in _parameters(entry)]
+    names = [name for entry in metadata.inputs for name in _parameters(entry)]
     shapes = "; ".join(
-        f"{entry['name']}: [{', '.join('N' if size is None else str(size) for size in entry['shape'])}]"
-        for entry in metadata["inputs"]
+        f"{entry.name}: [{', '.join('N' if size is None else str(size) for size in entry.shape)}]"
+        for entry in metadata.inputs
     )
-    single = metadata["outputs"]["uncertain"] == [True]
+    single = metadata.outputs.uncertain == (True,)
     return (
         "import torch\n"
         f"network = torch.export.load({str(program)!r}).module()\n"
@@ -247,8 +249,8 @@ def how_to_run(program: Path, metadata: Mapping[str, Any]) -> str:
     )
 
 
-def _parameters(entry: Mapping[str, Any]) -> list[str]:
-    return [entry["name"], f"{entry['name']}_variance"] if entry["uncertain"] else [entry["name"]]
+def _parameters(entry: Input) -> list[str]:
+    return [entry.name, f"{entry.name}_variance"] if entry.uncertain else [entry.name]
 
 
 def indented(text: str) -> str:

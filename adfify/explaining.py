@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from adfify.moments import Attribution
 from adfify.network import ADFNetwork
+from adfify.paths import write_file
 from adfify.prediction import Classifier, Prediction, read_picture
 from adfify.preprocessing import needs
 from adfify.printable import printable
@@ -111,7 +113,9 @@ def draw(explanation: Explanation, path: Path) -> Path:
     bars.set_xlabel("% of the variance (statistical linearisation)", fontsize=9)
     bars.spines[["top", "right"]].set_visible(False)
     bars.set_title("which layers it is made in", fontsize=11)
-    figure.savefig(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.removeprefix(".") or "png")
+    write_file(path, drawn.getvalue())
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +14,12 @@ from torch.utils import _pytree as pytree
 from adfify.errors import ExportError, InputError
 from adfify.moments import Moments, as_moments, is_moments
 from adfify.network import ADFNetwork
+from adfify.printable import printable
 
 _CHECKED_BATCHES = (1, 3)
+
+_DTYPES = {str(kind).removeprefix("torch."): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
+_SIZES, _MOST_SIZES = range(1 << 24), 64  # torch's own most
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,26 @@ class Input:
     shape: tuple[int | None, ...]
     dtype: str
 
+    def __post_init__(self) -> None:
+        """Refuse what no input is.
+
+        Raises:
+            ValueError: which, and why.
+        """
+        if not self.name.isidentifier():
+            raise ValueError(f"the name {printable(repr(self.name[:60]))} is no parameter's")
+        if self.dtype not in _DTYPES:
+            raise ValueError(
+                f"{self.name} has the dtype {printable(repr(self.dtype[:60]))}, and should have one of torch's"
+            )
+        if len(self.shape) > _MOST_SIZES or any(size is not None and size not in _SIZES for size in self.shape):
+            raise ValueError(f"{self.name} has the shape {self.shape!r:.200}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Its dtype."""
+        return _DTYPES[self.dtype]
+
     def check(self, value: Any) -> None:
         """Raise InputError where a value has another shape or dtype."""
         given = tuple(value.shape) if isinstance(value, (Tensor, Moments)) else None
@@ -46,15 +70,6 @@ class Input:
     def __str__(self) -> str:
         sizes = ", ".join("batch" if size is None else str(size) for size in self.shape)
         return f"{self.name} [{sizes}] {self.dtype}{'' if self.uncertain else ' (certain)'}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Input:
-        """The inverse of :meth:`to_json`."""
-        return cls(data["name"], data["uncertain"], tuple(data["shape"]), data["dtype"])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from adfify.atomic import write_whole
 from adfify.errors import InputError
 from adfify.printable import printable
 
@@ -51,6 +52,12 @@ def _reasons(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{name} can't be written: {error.strerror or error}.") from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a result, whole or not at all. Raises InputError where that can't be."""
+    with _reasons(printable(path)):
+        write_whole(path, content)
 
 
 def _try(path: Path) -> None:

@@ -150,16 +150,25 @@ class Unreadable:
 
 
 def open_model(
-    spec: str, *, weights: Path | None = None, arch: str | None = None, num_classes: int | None = None
+    spec: str,
+    *,
+    weights: Path | None = None,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    sha256: str | None = None,
+    trust: bool = False,
 ) -> Source:
     """The network of a SPEC of the command line: :func:`open_source`'s, or ``demo`` for the one of adfify[demo]."""
     if spec == "demo" and not Path(spec).exists():
-        given = {"--weights": weights, "--arch": arch, "--num-classes": num_classes}
+        given = {
+            "--weights": weights, "--arch": arch, "--num-classes": num_classes, "--sha256": sha256,
+            "--trust": trust or None,
+        }  # fmt: skip
         named = [option for option, value in given.items() if value is not None]
         if named:
             raise InputError(f"{', '.join(named)} does not go with demo, which has its own weights and outputs.")
         return demo_source()
-    return open_source(spec, weights=weights, arch=arch, num_classes=num_classes)
+    return open_source(spec, weights=weights, arch=arch, num_classes=num_classes, sha256=sha256, trust=trust)
 
 
 def example_input(source: Source) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,13 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from adfify import pixels
+from adfify import pixels, records
 from adfify.errors import CheckpointError, InputError
+from adfify.printable import printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Library = Literal["timm", "torchvision"]
+
+_SIDES = range(1, 1 << 14)  # pixels; the largest networks of timm take 1024
+_CROPS = ("center", "squash", "border")
+_INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "lanczos", "box", "hamming", "random")
 
 
 def needs(library: str, extra: str = "models") -> Any:
@@ -59,6 +65,33 @@ class Preprocessing:
     crop_mode: str = "center"
     library: Library = "timm"
     resize_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what prepares no picture.
+
+        Raises:
+            InputError: which, and why.
+        """
+        if not all(size in _SIDES for size in self.input_size):
+            raise InputError(f"input_size is {self.input_size}, and should be from 1 to {_SIDES[-1]} each")
+        if not self.mean or not all(map(math.isfinite, self.mean)):
+            raise InputError(f"mean is {self.mean!r:.80}, and should be finite, one number for each channel")
+        if not self.std or not all(math.isfinite(value) and value > 0 for value in self.std):
+            raise InputError(f"std is {self.std!r:.80}, and should be finite and above 0, one number for each channel")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise InputError(f"interpolation is {self.interpolation!r:.80}, and should be {', '.join(_INTERPOLATIONS)}")
+        if self.crop_mode not in _CROPS:
+            raise InputError(f"crop_mode is {self.crop_mode!r:.80}, and should be {', '.join(_CROPS)}")
+        resized = self.resize_size
+        if not (math.isfinite(self.crop_pct) and self.crop_pct > 0):
+            raise InputError(f"crop_pct is {self.crop_pct}, and should be above 0")
+        if resized is None:
+            resized = int(min(1e9, max(self.input_size[1:]) / self.crop_pct))
+        if resized not in _SIDES:
+            raise InputError(
+                f"crop_pct is {self.crop_pct} and resize_size {self.resize_size}: pictures would be resized to "
+                f"{resized} pixels, and at most {_SIDES[-1]} are."
+            )
 
     @classmethod
     def of(cls, model: nn.Module, spec: str) -> Preprocessing:
@@ -190,15 +223,12 @@ class Preprocessing:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            CheckpointError: other fields than this class has.
+            CheckpointError: a field is not known or missing, or holds what prepares no picture.
         """
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
-        }
         try:
-            return cls(**fields)
-        except TypeError as error:
-            raise CheckpointError(f"{dict(data)!r:.200} is no preprocessing: {error}.") from error
+            return records.read(cls, data, "preprocessing")
+        except records.RecordError as error:
+            raise CheckpointError(f"{printable(repr(data)[:200])} is no preprocessing: {error}.") from error
 
 
 def torchvision_weights(name: str) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
-import zipfile
+import warnings
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adfify import call_signature
+from adfify import archives, call_signature, vetting
+from adfify.atomic import write_whole
 from adfify.errors import CheckpointError, ExportError, InputError, ModelError
-from adfify.exporting import Exported, Input, export
+from adfify.exporting import Exported, export
+from adfify.files_on_disk import existing_file
+from adfify.metadata import FORMAT, Metadata, Outputs, PlanStep, Versions, from_text
 from adfify.moments import Moments, as_moments
 from adfify.network import ADFNetwork
 from adfify.preprocessing import Preprocessing
 from adfify.printable import printable
+from adfify.records import RecordError, parsed
+from adfify.silence import quiet
+from adfify.sizing import SizeError, check_sizes
 
-METADATA = "adfify.json"
-FORMAT = 1
 NOTE = (
     "The variance takes units as independent. On deep networks it is too small, often by an order of magnitude. "
     "At best it ranks, roughly; it is not a calibrated error bar."
@@ -49,23 +55,22 @@ class LoadedProgram(nn.Module):
         versions: of adfify and torch that wrote it.
     """
 
-    def __init__(self, program: nn.Module, metadata: dict[str, Any]) -> None:
+    def __init__(self, program: nn.Module, metadata: Metadata) -> None:
         super().__init__()
         self.program = program
-        self.model_name: str = metadata["model"]
-        self.plan: list[dict[str, Any]] = metadata["plan"]
-        self.noise_variance: float = metadata["noise_variance"]
-        self.batch_size: int | None = metadata["batch_size"]
-        self.batch_note: str = metadata["batch_note"]
-        self.random: bool = metadata["random"]
-        self.note: str = metadata["note"]
-        self.versions: dict[str, str] = metadata["versions"]
-        self.inputs = tuple(Input.from_json(record) for record in metadata["inputs"])
-        labels, preprocessing = metadata["labels"], metadata["preprocessing"]
-        self.labels = None if labels is None else tuple(labels)
-        self.preprocessing = None if preprocessing is None else Preprocessing.from_json(preprocessing)
-        self._uncertain_outputs: list[bool] = metadata["outputs"]["uncertain"]
-        self._structure = pytree.treespec_loads(metadata["outputs"]["structure"])
+        self.model_name = metadata.model
+        self.plan: list[dict[str, Any]] = metadata.to_json()["plan"]
+        self.noise_variance = metadata.noise_variance
+        self.batch_size = metadata.batch_size
+        self.batch_note = metadata.batch_note
+        self.random = metadata.random
+        self.note = metadata.note
+        self.versions = asdict(metadata.versions)
+        self.inputs = metadata.inputs
+        self.labels = metadata.labels
+        self.preprocessing = metadata.preprocessing
+        self._uncertain_outputs = metadata.outputs.uncertain
+        self._structure = pytree.treespec_loads(metadata.outputs.structure)
         self.training = False
 
     @property
@@ -146,56 +151,131 @@ def save(
     target = Path(path)
     network = copy.deepcopy(adf).eval().requires_grad_(False).cpu()
     exported = export(network, _examples(network, preprocessing, example_inputs))
-    text = json.dumps(_metadata(network, exported, preprocessing, labels))
-    unfinished = target.with_name(f".{target.stem}-unfinished.pt2")  # so that an interrupted save leaves no program
+    content = _archive(exported, _metadata(network, exported, preprocessing, labels))
     try:
-        torch.export.save(exported.program, unfinished, extra_files={METADATA: text})
-        unfinished.replace(target)
-    except Exception as error:  # torch raises nearly any type here
-        unfinished.unlink(missing_ok=True)
-        raise ExportError(f"{printable(target)} can't be written: {type(error).__name__}: {error}") from error
+        write_whole(target, content)
+    except OSError as error:
+        reason = printable(error.strerror or error)
+        raise ExportError(f"{printable(target)} can't be written: {reason}.") from error
     return target
 
 
-def load(path: str | Path) -> LoadedProgram:
+def _archive(exported: Exported, metadata: Metadata) -> bytes:
+    """In memory first: torch ends the process where it can't write."""
+    buffer = io.BytesIO()
+    exported.program._example_inputs = None  # whoever gets the file does not get the pictures
+    try:
+        with quiet():
+            torch.export.save(exported.program, buffer)
+    except Exception as error:  # torch raises nearly any type here
+        said = str(error).partition("\n")[0][:300]
+        raise ExportError(f"{metadata.model} can't be written as a program: {type(error).__name__}: {said}") from error
+    members = archives.of_torch(buffer.getvalue())
+    members[archives.SAMPLES] = b""
+    program = json.loads(members[archives.PROGRAM])
+    members[archives.PROGRAM] = json.dumps(vetting.without_sources(program)).encode()
+    described = replace(metadata, digests=archives.digests(members))
+    return archives.written({**members, archives.METADATA: described.to_text().encode()})
+
+
+def load(path: str | Path, *, trust: bool = False) -> LoadedProgram:
     """Read a .pt2 program that :func:`save` wrote.
 
-    As ``torch.export.load`` does, this may run code that is in the file: open only what you trust.
+    Nothing in the file is run, imported or unpickled: only the members that :func:`save` writes are read, their
+    checksums are verified, and every text of the program is looked through before torch sees it; see SECURITY.md.
+
+    Args:
+        path: the file.
+        trust: for files that others' tools changed: what the checks would refuse is let through, with a warning that
+            says what, and torch may run any code in the file. Open only what you would also run.
 
     Raises:
-        CheckpointError: no such file, no exported program, or one that adfify did not write.
+        CheckpointError: no such file, no exported program, one that adfify did not write, that is damaged, or that
+            holds what could run code.
     """
     file = existing_file(path)
-    metadata = read_metadata(file)
+    if trust:
+        return _trusted(file)
+    _told_apart(file)
+    members = archives.read(file)
+    metadata = _described(file, members[archives.METADATA])
+    _verify(file, members, metadata)
+    program = _made(file, _clean(file, members), metadata)
     try:
-        program = torch.export.load(file).module()
-        return LoadedProgram(program, metadata)
-    except Exception as error:  # torch raises nearly any type here
-        writer = metadata["versions"]
+        check_sizes(program, metadata.inputs, metadata.batch_size or 1)
+    except SizeError as error:
+        raise CheckpointError(f"{printable(file)} is not opened: {error}.") from error
+    return LoadedProgram(program, metadata)
+
+
+def _trusted(file: Path) -> LoadedProgram:
+    """Whatever torch reads; what is not looked at is said."""
+    metadata = read_metadata(file)
+    skipped = "its checksums, the names of its members and its program are not checked"
+    warnings.warn(f"{printable(file)} is trusted: {skipped}, and code in it may run.", stacklevel=3)
+    return LoadedProgram(_made(file, file.read_bytes(), metadata), metadata)
+
+
+def _verify(file: Path, members: archives.Members, metadata: Metadata) -> None:
+    found = archives.digests(members)
+    changed = sorted(name for name in {*found, *metadata.digests} if found.get(name) != metadata.digests.get(name))
+    if changed:
+        named = ", ".join(map(printable, changed[:3]))
         raise CheckpointError(
-            f"{printable(file)} was written by adfify {writer['adfify']} with torch {writer['torch']}, and torch "
-            f"{torch.__version__} can't read it: {type(error).__name__}: {error}"
+            f"{printable(file)} is damaged, or was changed after adfify wrote it: {named} differ from their checksums. "
+            "Copy it again."
+        )
+
+
+def _clean(file: Path, members: archives.Members) -> bytes:
+    """An archive of what was looked through, for torch."""
+    try:
+        program = vetting.harmless(parsed(members[archives.PROGRAM], archives.LARGEST_TEXT))
+        vetting.check_payloads(parsed(members[archives.WEIGHTS], archives.LARGEST_TEXT))
+        vetting.check_payloads(parsed(members[archives.CONSTANTS], archives.LARGEST_TEXT))
+    except (vetting.VettingError, RecordError) as error:
+        raise CheckpointError(
+            f"{printable(file)} is not opened: {error}. adfify.save writes no such thing, unless an operation of your "
+            "own is in the network. If you trust where the file comes from: trust=True (--trust)."
+        ) from error
+    return archives.written({**members, archives.PROGRAM: json.dumps(program).encode(), archives.SAMPLES: b""})
+
+
+def _made(file: Path, content: bytes, metadata: Metadata) -> nn.Module:
+    try:
+        with quiet():
+            return torch.export.load(io.BytesIO(content)).module()
+    except Exception as error:  # torch raises nearly any type here
+        writer, said = metadata.versions, str(error).partition("\n")[0][:300]
+        raise CheckpointError(
+            f"{printable(file)} was written by adfify {printable(writer.adfify)} with torch {printable(writer.torch)}, "
+            f"and torch {torch.__version__} can't read it: {type(error).__name__}: {printable(said)}"
         ) from error
 
 
-def read_metadata(file: Path) -> dict[str, Any]:
+def read_metadata(file: Path) -> Metadata:
     """What :func:`save` wrote beside the program, without loading it.
 
     Raises:
         CheckpointError: it is no exported program, or not one of adfify's.
     """
-    names = []
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-            own = [name for name in names if name.endswith(f"extra/{METADATA}")]
-            if own:
-                metadata: dict[str, Any] = json.loads(archive.read(own[0]))
-                if metadata["format"] > FORMAT:
-                    raise CheckpointError(
-                        f"{printable(file)} was written by a newer adfify, {metadata['versions']['adfify']}."
-                    )
-                return metadata
+    content = _told_apart(file)
+    return _described(file, content)
+
+
+def _described(file: Path, content: bytes) -> Metadata:
+    try:
+        return from_text(content)
+    except RecordError as error:
+        raise CheckpointError(f"{printable(file)}: its {archives.METADATA} can't be used: {error}.") from error
+
+
+def _told_apart(file: Path) -> bytes:
+    """adfify's own metadata in a file; what else a file may be is said."""
+    content = archives.member(file, archives.METADATA)
+    if content is not None:
+        return content
+    names = archives.names(file)
     if any("/models/" in name or name == "serialized_exported_program.json" for name in names):
         raise CheckpointError(
             f"{printable(file)} is an exported program of a plain model, which adfify can't convert yet. Convert the "
@@ -209,22 +289,6 @@ def read_metadata(file: Path) -> dict[str, Any]:
     raise CheckpointError(
         f"{printable(file)} is not an exported program: torch.export writes a zip archive, and this is none."
     )
-
-
-def existing_file(path: str | Path) -> Path:
-    """The path of a file that has something in it.
-
-    Raises:
-        CheckpointError: there is none, it is a directory, or it is empty.
-    """
-    file = Path(path)
-    if file.is_dir():
-        raise CheckpointError(f"{printable(file)} is a directory; give the file in it that holds the weights.")
-    if not file.exists():
-        raise CheckpointError(f"{printable(file)} does not exist (looked from {Path.cwd()}).")
-    if file.stat().st_size == 0:
-        raise CheckpointError(f"{printable(file)} is empty (0 bytes): a download or a copy that broke off?")
-    return file
 
 
 def _examples(network: ADFNetwork, preprocessing: Preprocessing | None, given: Any) -> tuple[Any, ...]:
@@ -242,21 +306,22 @@ def _examples(network: ADFNetwork, preprocessing: Preprocessing | None, given: A
 
 def _metadata(
     network: ADFNetwork, exported: Exported, preprocessing: Preprocessing | None, labels: Sequence[str] | None
-) -> dict[str, Any]:
+) -> Metadata:
     from adfify import __version__  # not at the top: the package imports this module
 
-    return {
-        "format": FORMAT,
-        "versions": {"adfify": __version__, "torch": str(torch.__version__)},
-        "model": network._name,
-        "note": NOTE,
-        "noise_variance": network.noise_variance,
-        "inputs": [entry.to_json() for entry in exported.inputs],
-        "outputs": {"structure": exported.structure, "uncertain": exported.uncertain_outputs},
-        "batch_size": exported.batch_size,
-        "batch_note": exported.batch_note,
-        "random": exported.random,
-        "preprocessing": None if preprocessing is None else preprocessing.to_json(),
-        "labels": None if labels is None else list(labels),
-        "plan": network.plan,
-    }
+    return Metadata(
+        format=FORMAT,
+        versions=Versions(__version__, str(torch.__version__)),
+        model=network._name,
+        note=NOTE,
+        noise_variance=network.noise_variance,
+        inputs=exported.inputs,
+        outputs=Outputs(exported.structure, tuple(exported.uncertain_outputs)),
+        batch_size=exported.batch_size,
+        batch_note=exported.batch_note,
+        random=exported.random,
+        preprocessing=preprocessing,
+        labels=None if labels is None else tuple(labels),
+        plan=tuple(PlanStep(**{**record, "missing": tuple(record["missing"])}) for record in network.plan),
+        digests={},
+    )

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from adfify.errors import CheckpointError
+from adfify.files_on_disk import existing_file
 from adfify.plain_types import plain_types
 from adfify.preprocessing import needs
 from adfify.printable import printable
-from adfify.program import existing_file
 
 State = Mapping[str, Tensor]
 

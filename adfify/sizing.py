@@ -1,0 +1,70 @@
+"""How large a program from a file grows, found without doing the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from adfify.exporting import Input
+from adfify.printable import printable
+from adfify.silence import quiet
+
+LARGEST = 1 << 30
+"""Bytes of one result, for one batch of the smallest size."""
+
+
+class SizeError(ValueError):
+    """A program that does not fit into memory, or does not fit its own description."""
+
+
+class _Sizes(fx.Interpreter):
+    """Runs a program on tensors that have sizes and no elements."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """One operation.
+
+        Raises:
+            SizeError: its result is larger than any that a network of ours has.
+        """
+        result = super().run_node(n)
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.numel() * leaf.element_size() > LARGEST:
+                made = f"{leaf.numel() * leaf.element_size():,} bytes"
+                raise SizeError(
+                    f"{printable(n.name)} in it makes {made} of one batch, and at most {LARGEST:,} are allowed"
+                )
+        return result
+
+
+def check_sizes(program: nn.Module, inputs: Sequence[Input], batch: int) -> None:
+    """Run a program without elements on inputs of its own description.
+
+    Args:
+        program: of plain tensors, a mean and a variance for every uncertain input.
+        inputs: what it takes.
+        batch: the batch size, where that is open.
+
+    Raises:
+        SizeError: a result is larger than `LARGEST`, or the program can't be run on such inputs.
+    """
+    if not isinstance(program, fx.GraphModule):
+        raise SizeError(f"it is a {type(program).__name__}, and should be a graph")
+    with quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        try:
+            tensors = [tensor for entry in inputs for tensor in _empty(entry, batch)]
+            _Sizes(program, garbage_collect_values=True).run(*tensors)
+        except SizeError:
+            raise
+        except Exception as error:  # torch raises nearly any type here
+            said = printable(str(error).partition("\n")[0][:300])
+            raise SizeError(f"its program does not take its own inputs: {type(error).__name__}: {said}") from error
+
+
+def _empty(entry: Input, batch: int) -> list[Tensor]:
+    sizes = [batch if size is None else size for size in entry.shape]
+    return [torch.empty(sizes, dtype=entry.torch_dtype) for _ in range(2 if entry.uncertain else 1)]
