@@ -100,7 +100,7 @@ def _entries(archive: zipfile.ZipFile, file: Path) -> dict[str, zipfile.ZipInfo]
         if _MEMBERS.fullmatch(name) is None:
             raise ArchiveError(
                 f"{printable(file)} holds {printable(entry.filename[:100])}, which adfify.save does not write "
-                "and which may be code, so the file is not opened. If you trust where it comes from: trust=True (--trust)."
+                "and which may be code: it is not opened. If you trust where it comes from: trust=True (--trust)."
             )
         if name in entries:
             raise ArchiveError(f"{printable(file)} holds {printable(name)} twice.")

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 _ARITHMETIC = {
-    "_operator": frozenset(
-        ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pos", "abs")
-        + ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")
-    ),
-    "math": frozenset(("ceil", "floor", "trunc", "sqrt")),
-    "torch": frozenset(("sym_max", "sym_min", "sym_int", "sym_float", "sym_not", "sym_ite", "sym_sum")),
-}
+    "_operator": {
+        "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt",
+        "ge", "and_", "or_", "not_",
+    },
+    "math": {"ceil", "floor", "trunc", "sqrt"},
+    "torch": {"sym_max", "sym_min", "sym_int", "sym_float", "sym_not", "sym_ite", "sym_sum"},
+}  # fmt: skip
 
 LOOPS = ("torch.ops.higher_order.while_loop",)
 """Operations that take graphs, which are held to the same list."""
@@ -32,22 +32,22 @@ LOOPS = ("torch.ops.higher_order.while_loop",)
 _OVERLOAD = re.compile(r"torch\.ops\.(aten|prims)\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
 
 # torch.export writes these; torch.Tag.core marks those that every backend has.
-_PRIVATE = frozenset(
-    ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_unsafe_view", "_unsafe_index", "_convolution")
-    + ("_fft_r2c", "_fft_c2r", "_fft_c2c", "_conj", "_neg_view", "_weight_norm", "_shape_as_tensor")
-    + ("_scaled_dot_product_flash_attention_for_cpu", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
-)
+_PRIVATE = {
+    "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_unsafe_view", "_unsafe_index", "_convolution",
+    "_fft_r2c", "_fft_c2r", "_fft_c2c", "_conj", "_neg_view", "_weight_norm", "_shape_as_tensor",
+    "_scaled_dot_product_flash_attention_for_cpu", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+}  # fmt: skip
 
-_KINDS = frozenset(
-    ("Tensor", "int", "float", "bool", "complex", "number", "Scalar", "SymInt", "SymBool")
-    + ("ScalarType", "Layout", "MemoryFormat", "Device", "Generator")
-)
+_KINDS = {
+    "Tensor", "int", "float", "bool", "complex", "number", "Scalar", "SymInt", "SymBool", "ScalarType", "Layout",
+    "MemoryFormat", "Device", "Generator",
+}  # fmt: skip
 _WRAPPERS = re.compile(r"(?:List|Optional)\[(.*)\]")
-_VARIANTS = frozenset(
-    ("mode", "pad_mode", "padding_mode", "padding", "padding_side", "interpolation", "interpolation_mode", "indexing")
-    + ("reduce", "reduction", "rounding_mode", "equation", "norm", "approximate", "side", "UPLO", "ord", "p", "driver")
-    + ("assert_msg", "msg")
-)
+_VARIANTS = {
+    "mode", "pad_mode", "padding_mode", "padding", "padding_side", "interpolation", "interpolation_mode",
+    "indexing", "reduce", "reduction", "rounding_mode", "equation", "norm", "approximate", "side", "UPLO", "ord",
+    "p", "driver", "assert_msg", "msg",
+}  # fmt: skip
 
 
 def is_allowed(target: str) -> bool:

@@ -8,7 +8,6 @@ Note [Metadata is data]
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import types
@@ -74,7 +73,7 @@ def read(cls: type[Record], data: Any, where: str) -> Record:
     unknown = next((key for key in data if key not in fields), None)
     if unknown is not None:
         raise RecordError(f"{where} has the field {_shown(unknown)}, which is not known")
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     values = {}
     for name, field in fields.items():
         if name in data:
@@ -87,11 +86,6 @@ def read(cls: type[Record], data: Any, where: str) -> Record:
         raise
     except ValueError as error:
         raise RecordError(f"{where}: {error}") from error
-
-
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
 
 
 def _value(hint: Any, data: Any, where: str) -> Any:

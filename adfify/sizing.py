@@ -34,10 +34,8 @@ class _Sizes(fx.Interpreter):
         result = super().run_node(n)
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.numel() * leaf.element_size() > LARGEST:
-                made = f"{leaf.numel() * leaf.element_size():,} bytes"
-                raise SizeError(
-                    f"{printable(n.name)} in it makes {made} of one batch, and at most {LARGEST:,} are allowed"
-                )
+                size = leaf.numel() * leaf.element_size()
+                raise SizeError(f"{printable(n.name)} in it makes {size:,} bytes, and at most {LARGEST:,} are allowed")
         return result
 
 

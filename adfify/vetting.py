@@ -23,22 +23,10 @@ _PATH = re.compile(r"[A-Za-z0-9_]{1,300}(?:\.[A-Za-z0-9_]{1,300}){0,50}")
 _PAYLOAD = re.compile(r"(?:weight|tensor)_\d{1,6}")
 _VERSION = re.compile(r"[0-9A-Za-z.+<=_-]{1,60}")
 _LONGEST_EXPRESSION, _LARGEST_SIZE, _DEEPEST = 500, 1 << 40, 200
-_CALLS = frozenset(
-    (
-        "Symbol",
-        "Integer",
-        "Add",
-        "Mul",
-        "FloorDiv",
-        "CeilDiv",
-        "Mod",
-        "PythonMod",
-        "Max",
-        "Min",
-        "CleanDiv",
-        "IntTrueDiv",
-    )
-)
+_CALLS = {
+    "Symbol", "Integer", "Add", "Mul", "FloorDiv", "CeilDiv", "Mod", "PythonMod", "Max", "Min", "CleanDiv",
+    "IntTrueDiv",
+}  # fmt: skip
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod)
 _IMPORTING = frozenset({"collections.defaultdict"})  # its factory would be imported, by name
 
