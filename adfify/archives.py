@@ -21,6 +21,7 @@ from adfify.printable import printable
 
 METADATA = "extra/adfify.json"
 PROGRAM = "models/model.json"
+SERIAL_NUMBER = ".data/serialization_id"  # random, where the same network should give the same bytes
 SAMPLES = "data/sample_inputs/model.pt"
 WEIGHTS = "data/weights/model_weights_config.json"
 CONSTANTS = "data/constants/model_constants_config.json"

@@ -91,6 +91,8 @@ class Metadata:
             raise RecordError(f"noise_variance is {self.noise_variance}, and a variance is at least 0")
         if self.batch_size is not None and self.batch_size not in _BATCHES:
             raise RecordError(f"batch_size is {self.batch_size}, and should be from 1 to {_BATCHES[-1]}")
+        if self.batch_size is not None and any(None in entry.shape for entry in self.inputs):
+            raise RecordError(f"batch_size is {self.batch_size}, and inputs have an open one")
         if vetting.leaves(self.outputs.structure) != len(self.outputs.uncertain):
             raise RecordError(f"outputs.uncertain has {len(self.outputs.uncertain)} entries, and should have one each")
         if not self.inputs:

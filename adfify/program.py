@@ -172,6 +172,7 @@ def _archive(exported: Exported, metadata: Metadata) -> bytes:
         raise ExportError(f"{metadata.model} can't be written as a program: {type(error).__name__}: {said}") from error
     members = archives.of_torch(buffer.getvalue())
     members[archives.SAMPLES] = b""
+    members.pop(archives.SERIAL_NUMBER, None)
     program = json.loads(members[archives.PROGRAM])
     members[archives.PROGRAM] = json.dumps(vetting.without_sources(program)).encode()
     described = replace(metadata, digests=archives.digests(members))

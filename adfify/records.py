@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ Record = TypeVar("Record")
 LONGEST_TEXT = 1 << 16
 """Characters of a text in metadata: names, notes, labels."""
 
-_SHOWN = 60
+_SHOWN, _LARGEST = 60, 1e300
 
 
 class RecordError(ValueError):
@@ -125,8 +124,8 @@ def _plain(hint: Any, data: Any, where: str) -> Any:
         return _text(data, where)
     number = isinstance(data, (int, float)) and not isinstance(data, bool)
     if hint is float and number:
-        # An integer may be too large for a float, and JSON's 1e999 is infinite.
-        if math.isfinite(data) and abs(data) <= 1e300:
+        # An integer may be too large for any float, and JSON's 1e999 is infinite.
+        if abs(data) <= _LARGEST:
             return float(data)
         raise RecordError(f"{where} is {_shown(data)}, and should be finite")
     if (hint is int and number and isinstance(data, int)) or (hint is bool and isinstance(data, bool)):

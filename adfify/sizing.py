@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import Argument, Target
 from torch.utils import _pytree as pytree
 
 from adfify.exporting import Input
 from adfify.printable import printable
 from adfify.silence import quiet
 
-LARGEST = 1 << 30
+LARGEST = 1 << 29
 """Bytes of one result, for one batch of the smallest size."""
+
+
+_SAME = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.detach_.default)
 
 
 class SizeError(ValueError):
@@ -24,6 +28,15 @@ class SizeError(ValueError):
 
 class _Sizes(fx.Interpreter):
     """Runs a program on tensors that have sizes and no elements."""
+
+    def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
+        """One operation; of a loop one turn, whose sizes are those of all."""
+        if target in _SAME:  # of a constant, which has its elements
+            return args[0]
+        if target is torch.ops.higher_order.while_loop:
+            _, body, carried, given = args
+            return _Sizes(cast(fx.GraphModule, body)).run(*cast(Any, carried), *cast(Any, given))
+        return super().call_function(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         """One operation.
@@ -52,6 +65,10 @@ def check_sizes(program: nn.Module, inputs: Sequence[Input], batch: int) -> None
     """
     if not isinstance(program, fx.GraphModule):
         raise SizeError(f"it is a {type(program).__name__}, and should be a graph")
+    taken = sum(node.op == "placeholder" for node in program.graph.nodes)
+    described = sum(2 if entry.uncertain else 1 for entry in inputs)
+    if taken != described:
+        raise SizeError(f"its program takes {taken} tensors, and its inputs are said to be {described}")
     with quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         try:
             tensors = [tensor for entry in inputs for tensor in _empty(entry, batch)]

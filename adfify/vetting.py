@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,300}")
 _PATH = re.compile(r"[A-Za-z0-9_]{1,300}(?:\.[A-Za-z0-9_]{1,300}){0,50}")
 _PAYLOAD = re.compile(r"(?:weight|tensor)_\d{1,6}")
 _VERSION = re.compile(r"[0-9A-Za-z.+<=_-]{1,60}")
-_LONGEST_EXPRESSION, _LARGEST_SIZE, _DEEPEST = 500, 1 << 40, 200
+_LONGEST_EXPRESSION, _LARGEST_SIZE, _DEEPEST, _MOST_STEPS = 500, 1 << 40, 200, 1024
 _CALLS = {
     "Symbol", "Integer", "Add", "Mul", "FloorDiv", "CeilDiv", "Mod", "PythonMod", "Max", "Min", "CleanDiv",
     "IntTrueDiv",
@@ -84,8 +84,8 @@ def _vet(value: Any, key: str, depth: int) -> None:
     if isinstance(value, dict):
         if key in _FORBIDDEN and value:
             raise VettingError(f"it holds {key}, which can be any code")
-        if value.get("target") in LOOPS and not _is_loop(value):
-            raise VettingError("it holds a loop of something else than graphs")
+        if value.get("target") in LOOPS and not _is_counted(value):
+            raise VettingError("it holds a loop that need not end")
         for name, item in value.items():
             if _PATH.fullmatch(name) is None:
                 raise VettingError(f"it holds the name {_shown(name)}")
@@ -103,9 +103,30 @@ def _vet(value: Any, key: str, depth: int) -> None:
         raise VettingError(f"it holds {value} as {key}")
 
 
-def _is_loop(node: dict[str, Any]) -> bool:
-    arguments = [entry.get("arg", {}) for entry in node.get("inputs", []) if isinstance(entry, dict)]
-    return sum("as_graph" in argument for argument in arguments if isinstance(argument, dict)) == 2
+# Note [A loop that ends]
+# A loop is only the one that a quadrature writes: `while step < 32`, with `step + 1` as the first of what goes on, and
+# nothing in it that writes in place, by which the step could be set back.
+def _is_counted(node: dict[str, Any]) -> bool:
+    try:
+        condition, body = (entry["arg"]["as_graph"]["graph"] for entry in node["inputs"] if "as_graph" in entry["arg"])
+        (compared,) = condition["nodes"]
+        step, bound = (entry["arg"] for entry in compared["inputs"])
+        ends = compared["target"] == "torch.ops.aten.lt.Scalar" and type(bound["as_int"]) is int
+        ends = ends and bound["as_int"] <= _MOST_STEPS and step == condition["inputs"][0]
+        ends = ends and compared["outputs"] == condition["outputs"]
+        (counted,) = (entry for entry in body["nodes"] if entry["outputs"] == body["outputs"][:1])
+        step, one = (entry["arg"] for entry in counted["inputs"])
+        goes_on = (
+            counted["target"] == "torch.ops.aten.add.Tensor" and step == body["inputs"][0] and one == {"as_int": 1}
+        )
+        return ends and goes_on and not any(_writes(entry["target"]) for entry in body["nodes"])
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError):
+        return False
+
+
+def _writes(target: str) -> bool:
+    name, _, overload = target.rpartition(".")
+    return name.endswith("_") or "out" in overload or not target.startswith("torch.ops.aten.")
 
 
 def _shown(text: str) -> str:
