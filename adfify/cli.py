@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from adfify.errors import AdfifyError, ExportError, InputError, MissingOp, ModelError, UnsupportedOpsError
+from adfify.errors import AdfifyError, ExportError, InputError, MissingOp, ModelError, RuleError, UnsupportedOpsError
 from adfify.paths import check_folder, check_output, write_file
 from adfify.printable import printable
 from adfify.terminal import BAD_USE, Commands, busy, print_json, progress, stderr, stdout
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 # Libraries that take a second to import (rich's tables, timm, matplotlib ...) are imported where they are used.
 
-CANT_CONVERT, INTERRUPTED = 1, 130
+CANT_CONVERT, OUR_FAULT, INTERRUPTED = 1, 1, 130
 
 app = typer.Typer(
     name="adfify",
     cls=Commands,
     help="Turn a trained PyTorch network into one that gives a mean and a variance for every output, in one pass.\n\n"
     "Start with: adfify demo",
-    epilog="Exit codes: 0 done, 1 the model can't be converted, 2 bad use (a wrong name, file or picture).",
+    epilog="Exit codes: 0 done, 1 the model can't be converted, or a fault of ours, "
+    "2 bad use (a wrong name, file or picture).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -435,8 +436,18 @@ def _reported(as_json: bool) -> Iterator[None]:
         _fail(error, CANT_CONVERT, as_json)
     except BrokenPipeError:  # the reader of our output has gone, as in `adfify inspect ... | head`
         raise
+    except RuleError as error:  # the command line has no rules but adfify's own
+        _fail(RuleFault(error), OUR_FAULT, as_json)
     except (AdfifyError, OSError) as error:
         _fail(error, BAD_USE, as_json)
+
+
+class RuleFault(AdfifyError):
+    """A rule of adfify's own that is wrong, in one line."""
+
+    def __init__(self, error: RuleError) -> None:
+        said = str(error).splitlines()[0]
+        super().__init__(f"{said} This is a fault of adfify, not yours: please report this line to its maintainers.")
 
 
 def _fail(error: Exception, code: int, as_json: bool) -> NoReturn:

@@ -22,20 +22,23 @@ class RuleError(AdfifyError):
         op: the operation as the user knows it.
         rule: dotted name of the function or class that failed.
         location: ``file:line`` in the model's own source, or ``""`` where it is not known.
-        said: the error that was raised in it.
+        said: the error that was raised in it, or what is wrong with its result.
+        written_at: ``file:line`` of the rule, or ``""``.
     """
 
-    def __init__(self, node: str, op: str, rule: str, location: str, said: str) -> None:
+    def __init__(self, node: str, op: str, rule: str, location: str, said: str, written_at: str = "") -> None:
         self.node, self.op, self.rule, self.location, self.said = node, op, rule, location, said
+        self.written_at = written_at
         at = f", at '{node}'" + (f" ({location})" if location else "") if node else ""
         super().__init__(
             f"{f'the rule {rule}' if rule else 'a rule'} for {op}{at}, failed with {said}\n"
-            "The original operation takes these inputs, so the rule is wrong: mend it if it is yours "
+            f"The original operation takes these inputs, so the rule{f' at {written_at}' if written_at else ''} is "
+            "wrong: mend it if it is yours "
             "(adfify.register), and report it if it is adfify's."
         )
 
     def __reduce__(self) -> tuple[type, tuple[str, ...]]:
-        return type(self), (self.node, self.op, self.rule, self.location, self.said)
+        return type(self), (self.node, self.op, self.rule, self.location, self.said, self.written_at)
 
 
 _LONGEST = 1900

@@ -9,16 +9,18 @@ sooner than in the rule after it, which is innocent.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from adfify import locations
 from adfify.errors import InputError, RuleError
 from adfify.layout import Inputs
-from adfify.moments import ComplexMoments, Moments
+from adfify.moments import ComplexMoments, Moments, concrete, is_moments
 
 if TYPE_CHECKING:
     from adfify.network import ADFNetwork
@@ -53,9 +55,55 @@ def blame(network: ADFNetwork, leaves: Sequence[Any], error: Exception) -> Excep
             return error  # said on purpose: by a check of the input, or by a rule of ours that knows what it can't take
     else:
         return RuleError("", network._name, "", "", f"{said}; not so when it was run once more, node by node")
-    node, record = finder.node, finder.record
-    op, rule = record.get("op") or str(node.target), record.get("rule") or ""
-    return RuleError(node.name, op, rule, locations.source_line(node), said)
+    return finder.error(said)
+
+
+# Note [The result of a rule of the user's]
+# A rule may return another shape than the original, a tensor, a negative variance or NaN. In the last operation
+# nothing comes after it that would fail. So a network with rules that are not adfify's own is run beside its original,
+# node by node, the first time that it gets inputs of some shapes; the variances that it returns are looked at always.
+
+
+def check_users_rules(network: ADFNetwork, leaves: Sequence[Any], outputs: Any) -> None:
+    """Raise RuleError where a rule of the user's returns what it must not; see the note above."""
+    if torch.compiler.is_compiling() or all(_is_ours(record) for record in network.plan):
+        return
+    seen: set[Any] = network.__dict__.setdefault("_checked_on", set())
+    key = tuple((type(x), x.shape, x.dtype) if isinstance(x, (Tensor, Moments)) else type(x) for x in leaves)
+    if key in seen and not _faulty(outputs):
+        return
+    expected, taken = _of_original(network, leaves)
+    finder = _Finder(network, expected)
+    try:
+        with torch.no_grad():
+            finder.run(*leaves)
+    except _OtherResult as other:
+        if taken:
+            raise finder.error(str(other)) from None
+    seen.add(key)
+
+
+def _is_ours(record: dict[str, Any]) -> bool:
+    rule = record.get("rule")
+    return rule is None or rule.startswith("adfify.")
+
+
+def _faulty(outputs: Any) -> str:
+    """What is wrong with the numbers of Moments, ``""`` for nothing."""
+    for x in pytree.tree_leaves(outputs, is_leaf=is_moments):
+        if isinstance(x, Moments) and concrete(x.variance):
+            if bool((x.variance < 0).any()):
+                return f"a variance of {float(x.variance.min()):.3g}"
+            if bool(x.variance.isnan().any()) or bool(x.mean.isnan().any()):
+                return "NaN"
+    return ""
+
+
+def _written_at(node: fx.Node, network: ADFNetwork) -> str:
+    """``file:line`` of the function, or of the module class's forward, that a node calls."""
+    called = type(network.get_submodule(str(node.target))).forward if node.op == "call_module" else node.target
+    code = getattr(inspect.unwrap(called), "__code__", None) if callable(called) else None
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
 
 
 def _of_original(network: ADFNetwork, leaves: Sequence[Any]) -> tuple[dict[str, Any], bool]:
@@ -96,7 +144,7 @@ class _Finder(fx.Interpreter):
     def __init__(self, network: ADFNetwork, expected: dict[str, Any]) -> None:
         super().__init__(network)
         self.extra_traceback = False
-        self._expected = expected
+        self._expected, self._network = expected, network
         self._records = {record["node"]: record for record in network.plan}
 
     @property
@@ -107,14 +155,23 @@ class _Finder(fx.Interpreter):
     @property
     def is_at_users_rule(self) -> bool:
         """Whether the node is computed by a rule that is not adfify's own."""
-        rule = self.record.get("rule")
-        return rule is not None and not rule.startswith("adfify.")
+        return not _is_ours(self.record)
+
+    def error(self, said: str) -> RuleError:
+        """The error for the node."""
+        node, record = self.node, self.record
+        op, rule = record.get("op") or str(node.target), record.get("rule") or ""
+        written_at = _written_at(node, self._network) if self.is_at_users_rule else ""
+        return RuleError(node.name, op, rule, locations.source_line(node), said, written_at)
 
     def run_node(self, n: fx.Node) -> Any:
         self.node = n
         result = super().run_node(n)
         if self.is_at_users_rule:
             _check(result, self._expected.get(n.name), n.meta["origin"])
+            given = [self.env[value] for value in n.all_input_nodes]
+            if _faulty(result) and not _faulty(given):
+                raise _OtherResult(f"a result that holds {_faulty(result)}, of what holds none")
         return result
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from adfify import call_signature, locations
 from adfify.call_signature import CallSignature
 from adfify.errors import AdfifyError, InputError, ModelError
-from adfify.failures import blame, refused
+from adfify.failures import blame, check_users_rules, refused
 from adfify.moments import JointMoments, checked_variance, concrete
 from adfify.precision import wide
 
@@ -90,10 +90,13 @@ class ADFNetwork(fx.GraphModule):
 
         Raises:
             InputError: they are not what the original takes.
-            RuleError: the original takes them, and a rule fails on them.
+            RuleError: the original takes them, and a rule fails on them, or one of the user's returns another shape, a
+                negative variance or NaN.
         """
         try:
-            return nn.Module.__call__(self, *leaves)
+            outputs = nn.Module.__call__(self, *leaves)
+            check_users_rules(self, leaves, outputs)
+            return outputs
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -90,4 +90,4 @@ def at_least_two(position: int, axis: int | None) -> str:
 def refuses_one(graph: fx.Graph, position: int, axis: int | None) -> bool:
     """Whether a graph is demanded to."""
     wanted = at_least_two(position, axis)
-    return any(node.target is check and wanted in node.args[0] for node in graph.nodes)  # type: ignore[operator]
+    return any(node.target is check and wanted in node.args[0] for node in graph.nodes)
