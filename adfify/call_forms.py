@@ -85,6 +85,9 @@ def normalise(node: fx.Node, target: Target) -> None:
     """Bring the call of a traced node into the one form. See Note [One form of a call]."""
     if node.op not in ("call_function", "call_method", "call_module") or node.target is getattr:
         return
+    if node.op == "call_method" and node.target in _DEVICES:
+        _as_move(node)
+        target = "to"
     forms = forms_of(target)
     args, kwargs = _packed(node.args, forms), dict(node.kwargs)
     if any(form.schema for form in forms):
@@ -95,6 +98,22 @@ def normalise(node: fx.Node, target: Target) -> None:
         first = next((form.arguments[0] for form in forms if form.takes((), kwargs)), None)
         if first is not None and first.name in kwargs and not first.keyword:
             node.args, node.kwargs = (kwargs.pop(first.name),), kwargs
+
+
+# Methods that name their kind of device: they can't even be called where torch has none, and `to` can be tested.
+_DEVICES = ("cuda", "xpu", "ipu", "hpu", "mtia")
+
+
+def _as_move(node: fx.Node) -> None:
+    """``x.cuda(1)`` as ``x.to("cuda:1")``."""
+    kind = str(node.target)
+    given = dict(zip(("device", "non_blocking", "memory_format"), node.args[1:], strict=False)) | dict(node.kwargs)
+    device = given.pop("device", None)
+    if device is None:
+        device = torch.device(kind)
+    elif isinstance(device, int):
+        device = torch.device(kind, device)
+    node.target, node.args, node.kwargs = "to", (node.args[0], device), given
 
 
 def _packed(args: tuple[Any, ...], forms: tuple[Form, ...]) -> tuple[Any, ...]:

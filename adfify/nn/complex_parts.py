@@ -168,7 +168,9 @@ def divided(div: Callable[[Any, Any], Moments], a: Any, b: Any) -> ComplexMoment
         raise InputError("division by a complex uncertain value has no rule; it has one by a real or a certain value.")
     if not is_complex(b):
         return ComplexMoments(div(a.real, b), div(a.imag, b))
-    inverse = torch.reciprocal(torch.as_tensor(b))
+    mean = mean_of(a)
+    divisor = torch.tensor(b, dtype=mean.dtype.to_complex(), device=mean.device) if isinstance(b, complex) else b
+    inverse = torch.reciprocal(divisor)
 
     def scaled(x: Moments, factor: Tensor) -> Moments:
         return Moments(x.mean * factor, x.variance * factor * factor)

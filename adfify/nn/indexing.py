@@ -51,6 +51,13 @@ def diagonal(input: Moments, offset: int = 0, dim1: int = 0, dim2: int = 1) -> M
 
 
 @view(
+    torch.linalg.diagonal, aten.linalg_diagonal, cases=[case(Uncertain((2, 3, 4)), offset=1), case(Uncertain((3, 3)))]
+)
+def linalg_diagonal(A: Moments, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Moments:
+    return both(torch.diagonal, A, offset, dim1, dim2)
+
+
+@view(
     torch.movedim,
     "movedim",
     cases=[case(Uncertain((2, 3, 4)), 0, 2), case(Uncertain((2, 3, 4)), (0, 1), (2, 0))],

@@ -153,7 +153,7 @@ _IN_PLACE: dict[str, Any] = {"beta": 0.5, "alpha": -2.0}
 def addmm(
     input: Moments | Tensor, mat1: Moments | Tensor, mat2: Moments | Tensor, *, beta: float = 1, alpha: float = 1
 ) -> Moments:
-    return _fused(partial(torch.addmm, beta=beta, alpha=alpha), input, mm, mat1, mat2, beta, alpha)
+    return fused(partial(torch.addmm, beta=beta, alpha=alpha), input, mm, mat1, mat2, beta, alpha)
 
 
 @products("addmv_", cases=[case(Uncertain((3,)), Certain((3, 4)), Certain((4,)), **_IN_PLACE)])
@@ -161,7 +161,7 @@ def addmm(
 def addmv(
     input: Moments | Tensor, mat: Moments | Tensor, vec: Moments | Tensor, *, beta: float = 1, alpha: float = 1
 ) -> Moments:
-    return _fused(partial(torch.addmv, beta=beta, alpha=alpha), input, mv, mat, vec, beta, alpha)
+    return fused(partial(torch.addmv, beta=beta, alpha=alpha), input, mv, mat, vec, beta, alpha)
 
 
 @products("baddbmm_", cases=[case(Uncertain((2, 3, 5)), Certain((2, 3, 4)), Certain((2, 4, 5)), **_IN_PLACE)])
@@ -176,7 +176,7 @@ def addmv(
 def baddbmm(
     input: Moments | Tensor, batch1: Moments | Tensor, batch2: Moments | Tensor, *, beta: float = 1, alpha: float = 1
 ) -> Moments:
-    return _fused(partial(torch.baddbmm, beta=beta, alpha=alpha), input, bmm, batch1, batch2, beta, alpha)
+    return fused(partial(torch.baddbmm, beta=beta, alpha=alpha), input, bmm, batch1, batch2, beta, alpha)
 
 
 @products("addcmul_", cases=[case(Uncertain((3, 4)), Certain((3, 1)), Certain((4,)), value=-2.0)])
@@ -192,10 +192,10 @@ def baddbmm(
 def addcmul(
     input: Moments | Tensor, tensor1: Moments | Tensor, tensor2: Moments | Tensor, *, value: float = 1
 ) -> Moments:
-    return _fused(partial(torch.addcmul, value=value), input, arithmetic.mul, tensor1, tensor2, 1, value)
+    return fused(partial(torch.addcmul, value=value), input, arithmetic.mul, tensor1, tensor2, 1, value)
 
 
-def _fused(
+def fused(
     op: Callable[..., Tensor],
     input: Moments | Tensor,
     rule: Callable[[Any, Any], Moments],
