@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adfify.gaussian.blocks import in_blocks
+from adfify.gaussian.categorical import softmax
 from adfify.gaussian.normal import Pair, in_float32
 from adfify.gaussian.quadrature import soft
 
@@ -58,6 +59,21 @@ def cumulative_log_sum(mean: Tensor, variance: Tensor, dim: int) -> Pair:
         shifts.append(first - certain)
         spreads.append(spread)
     return torch.stack(shifts, dim), torch.stack(spreads, dim)
+
+
+@in_float32
+def cross_entropy(mean: Tensor, variance: Tensor, share: Tensor, dim: int) -> Pair:
+    """What uncertainty adds to L = sum of q_c (LSE(x) - x_c) along ``dim``, which goes, and the variance.
+
+    With Q the sum of the shares q, dL/dx_c = Q p_c - q_c: the terms of first order (Houdre & Perez-Abreu, Ann. Probab.
+    23, 1995) are the sum of v_c (Q E[p_c] - q_c)^2, and what is left is Q^2 times what is left of Var LSE.
+    """
+    total = share.sum(dim, keepdim=True)
+    shift, spread = log_sum(mean, variance, dim)
+    likely = softmax(mean, variance, dim)[0]
+    first = (variance * (total * likely - share).square()).sum(dim, keepdim=True)
+    rest = (spread - (variance * likely.square()).sum(dim, keepdim=True)).clamp(min=0)
+    return (total * shift).squeeze(dim), (first + total.square() * rest).squeeze(dim)
 
 
 LOG_2 = math.log(2)

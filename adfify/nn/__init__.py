@@ -2,6 +2,7 @@
 
 from adfify.nn import (  # noqa: F401  registered by being imported
     casting,
+    class_losses,
     complex_values,
     elementary,
     fourier,

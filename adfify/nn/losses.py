@@ -1,7 +1,6 @@
 """Losses, of models that return one: of an uncertain prediction, a sum or an average over independent elements.
 
-Sums and averages add the variances of the elements' losses, which is exact where these are. Targets of
-class numbers are certain. A cross-entropy is one of the log-softmax' outputs for each example.
+Sums and averages add the variances of the elements' losses, which is exact where these are.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adfify import gaussian
-from adfify.errors import InputError
 from adfify.moments import Moments
-from adfify.nn import activation, arithmetic, softmax
+from adfify.nn import activation, arithmetic
 from adfify.nn.module import ADFModule
 from adfify.registry import Certain, Uncertain, case, register
 
@@ -30,7 +28,6 @@ of_difference = partial(
     register, family="pooling", source="moments of the difference's function; sums of independent terms", tolerance=0.01
 )
 linear = partial(register, family="pooling", exact=True, source="linear in the prediction; sums of independent terms")
-of_softmax = partial(register, family="softmax", source=softmax.softmax_rule.keywords["source"], tolerance=0.1)
 
 
 def _reduced(
@@ -136,58 +133,7 @@ def gaussian_nll_loss(
     return _reduced(loss(reduction=reduction), plain, half, reduction)
 
 
-# Of class numbers, or of probabilities
-
-_CLASSES = torch.tensor([1, 0, 4])
-_IGNORED = torch.tensor([[1, -100], [0, 2]])
-_NLL = [
-    case(Uncertain((3, 5)), _CLASSES),
-    case(Uncertain((3, 5)), _CLASSES, Certain((5,), positive=True), reduction="sum"),
-    case(Uncertain((2, 3, 2)), _IGNORED, Certain((3,), positive=True)),
-    case(Uncertain((3, 5)), _CLASSES, reduction="none"),
-    case(Uncertain((5,)), torch.tensor(2)),
-]
-
-
-def _of_class(
-    log: Moments, certain: Callable[..., Tensor], target: Tensor, weight: Tensor | None, ignore_index: int,
-    reduction: str,
-) -> Moments:  # fmt: skip
-    """Minus the log-probability of a class, ``[N, C, ...]`` and ``[N, ...]``; ``certain`` is the original."""
-    if target.is_floating_point():
-        raise InputError(
-            f"a loss' target is of dtype {target.dtype}: class probabilities; there is a rule for class numbers. Write "
-            "it as -(p * log_softmax(x)).sum()."
-        )
-    classes = 0 if log.mean.dim() == 1 else 1
-    there = target != ignore_index
-    index = torch.where(there, target, 0)
-    share = there.to(log.dtype)
-    if weight is not None:
-        share = share * weight[index]
-    mean, variance = (x.gather(classes, index.unsqueeze(classes)).squeeze(classes) for x in log)
-    each = Moments(-mean * share, variance * share * share)
-    return _reduced(certain(reduction=reduction), certain(reduction="none"), each, reduction, share.sum())
-
-
-@linear(F.nll_loss, only=LEGACY, cases=_NLL)
-def nll_loss(
-    input: Moments, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None,
-    ignore_index: int = -100, reduce: bool | None = None, reduction: str = "mean",
-) -> Moments:  # fmt: skip
-    certain = partial(F.nll_loss, input.mean, target, weight, ignore_index=ignore_index)
-    y = _of_class(input, certain, target, weight, ignore_index, reduction)
-    return Moments(certain(reduction=reduction), y.variance)
-
-
-@of_softmax(F.cross_entropy, only={**LEGACY, "label_smoothing": 0.0}, cases=_NLL)
-def cross_entropy(
-    input: Moments, target: Tensor, weight: Tensor | None = None, size_average: bool | None = None,
-    ignore_index: int = -100, reduce: bool | None = None, reduction: str = "mean", label_smoothing: float = 0.0,
-) -> Moments:  # fmt: skip
-    log = softmax.log_softmax(input, 0 if input.mean.dim() == 1 else 1)
-    certain = partial(F.cross_entropy, input.mean, target, weight, ignore_index=ignore_index)
-    return _of_class(log, certain, target, weight, ignore_index, reduction)
+# Of log-probabilities and of logits
 
 
 @linear(
@@ -252,24 +198,6 @@ def aten_huber_loss(
     return huber_loss(input, target, REDUCTIONS[reduction], delta)
 
 
-@linear(aten.nll_loss_nd, cases=[case(Uncertain((3, 5)), _CLASSES, None, 2)])
-def aten_nll_loss(
-    input: Moments, target: Tensor, weight: Tensor | None = None, reduction: int = 1, ignore_index: int = -100
-) -> Moments:
-    return nll_loss(input, target, weight, ignore_index=ignore_index, reduction=REDUCTIONS[reduction])
-
-
-@of_softmax(
-    aten.cross_entropy_loss, only={"label_smoothing": 0.0},
-    cases=[case(Uncertain((3, 5)), _CLASSES, None, 2)],
-)  # fmt: skip
-def aten_cross_entropy(
-    input: Moments, target: Tensor, weight: Tensor | None = None, reduction: int = 1, ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-) -> Moments:  # fmt: skip
-    return cross_entropy(input, target, weight, ignore_index=ignore_index, reduction=REDUCTIONS[reduction])
-
-
 @linear(aten.kl_div, cases=[case(Uncertain((3, 4)), Certain((3, 4), positive=True), 2)])
 def aten_kl_div(input: Moments, target: Tensor, reduction: int = 1, *, log_target: bool = False) -> Moments:
     return kl_div(input, target, reduction=REDUCTIONS[reduction], log_target=log_target)
@@ -323,18 +251,6 @@ class HuberLoss(_OfTwo, nn.HuberLoss):
 class GaussianNLLLoss(_OfTwo, nn.GaussianNLLLoss):
     def forward(self, input: Moments | Tensor, target: Moments | Tensor, var: Tensor | float) -> Moments:
         return gaussian_nll_loss(input, target, var, self.full, self.eps, self.reduction)
-
-
-@linear(nn.NLLLoss, cases=[case(Uncertain((3, 5)), _CLASSES)])
-class NLLLoss(_OfTwo, nn.NLLLoss):
-    def forward(self, input: Moments, target: Tensor) -> Moments:
-        return nll_loss(input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
-
-
-@of_softmax(nn.CrossEntropyLoss, only={"label_smoothing": 0.0}, cases=[case(Uncertain((3, 5)), _CLASSES)])
-class CrossEntropyLoss(_OfTwo, nn.CrossEntropyLoss):
-    def forward(self, input: Moments, target: Tensor) -> Moments:
-        return cross_entropy(input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
 
 
 @linear(nn.KLDivLoss, cases=[case(Uncertain((3, 4)), Certain((3, 4), positive=True), init={"reduction": "batchmean"})])
