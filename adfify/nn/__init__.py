@@ -13,6 +13,7 @@ from adfify.nn import (  # noqa: F401  registered by being imported
     linear_algebra,
     log_sums,
     losses,
+    margin_losses,
     norms,
     probability_losses,
     reduced_products,
