@@ -35,6 +35,7 @@ class Weighted(nn.Module):
 
 CLASSES = torch.tensor([1, 0, 3])
 VALUES = torch.linspace(0.1, 0.9, 12).reshape(3, 4)
+SIGNS = torch.tensor([1.0, -1.0, 1.0, -1.0]) * torch.ones(3, 1)
 LOSSES = [
     (nn.MSELoss(), VALUES),
     (nn.L1Loss(), VALUES),
@@ -44,6 +45,16 @@ LOSSES = [
     (nn.CrossEntropyLoss(), CLASSES),
     (nn.CrossEntropyLoss(ignore_index=3), CLASSES),
     (Weighted(), CLASSES),
+    (nn.CrossEntropyLoss(), VALUES),
+    (nn.CrossEntropyLoss(label_smoothing=0.1), CLASSES),
+    (nn.CrossEntropyLoss(label_smoothing=0.3, weight=torch.tensor([1.0, 2.0, 0.5, 3.0]), reduction="sum"), VALUES),
+    (nn.CrossEntropyLoss(label_smoothing=0.3, ignore_index=3), CLASSES),
+    (nn.SoftMarginLoss(), SIGNS),
+    (nn.HingeEmbeddingLoss(margin=0.5), SIGNS),
+    (nn.MultiLabelSoftMarginLoss(), 0.5 * SIGNS + 0.5),
+    (nn.MultiMarginLoss(), CLASSES),
+    (nn.MultiMarginLoss(p=2, margin=0.5, reduction="sum"), CLASSES),
+    (nn.MultiLabelMarginLoss(), torch.tensor([[0, 2, -1, 1], [3, -1, 0, 0], [1, 0, 2, -1]])),
 ]
 
 
@@ -69,9 +80,20 @@ def test_a_model_that_returns_its_loss(loss: nn.Module, target: Tensor, engine: 
     assert abs(got.std - drawn.std()) < 0.06 * drawn.std()
 
 
-def test_targets_of_probabilities_and_smoothed_labels_are_refused() -> None:
-    x = torch.randn(3, 5)
+def test_nll_loss_of_class_probabilities_is_refused_as_torch_does() -> None:
+    class Likely(nn.Module):
+        def forward(self, x: Tensor, target: Tensor) -> Tensor:
+            return F.nll_loss(x, target)
+
+    x = torch.randn(3, 4)
     with pytest.raises(adfify.errors.AdfifyError, match="class probabilities"):
-        adfify.adfify(Trained(nn.CrossEntropyLoss(), VALUES), x)(x)
-    with pytest.raises(adfify.UnsupportedOpsError, match="label_smoothing"):
-        adfify.adfify(Trained(nn.CrossEntropyLoss(label_smoothing=0.1), CLASSES), x)
+        adfify.adfify(Likely(), (x, CLASSES))(x, VALUES)
+
+
+def test_ctc_loss_is_refused_by_name() -> None:
+    class Aligned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.ctc_loss(x, torch.ones(3, 2, dtype=torch.long), (5, 5, 5), (2, 2, 2))
+
+    with pytest.raises(adfify.UnsupportedOpsError, match="ctc_loss"):
+        adfify.adfify(Aligned())

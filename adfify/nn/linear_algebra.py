@@ -32,9 +32,9 @@ products = partial(register, family="pooling", exact=True, source="sums of produ
 Random = Moments | ComplexMoments
 
 
-def _by_inverse(mean: Tensor, inverse: Tensor, x: Random, left: bool, vector: bool) -> Any:
+def _by_inverse(mean: Tensor, inverse: Tensor, x: Any, left: bool, vector: bool) -> Any:
     columns = both(torch.unsqueeze, x, -1) if vector else x
-    y = matmul(inverse, columns) if left else matmul(columns, inverse)
+    y: Any = matmul(inverse, columns) if left else matmul(columns, inverse)
     if isinstance(y, ComplexMoments):
         real, imag = y.real.variance, y.imag.variance
         return with_mean(mean, real.squeeze(-1), imag.squeeze(-1)) if vector else with_mean(mean, real, imag)

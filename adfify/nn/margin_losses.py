@@ -121,8 +121,8 @@ def multi_margin_loss(
     share = torch.full_like(mean, 1 / classes).scatter(-1, index, 0.0)
     if weight is not None:
         share = share * weight[index]
-    own = (part.gather(-1, index) for part in (mean, variance))
-    shift, spread = hinges.hinge_pairs(*own, mean, variance, share.unsqueeze(-2), float(margin), int(p))
+    own, spread = mean.gather(-1, index), variance.gather(-1, index)
+    shift, spread = hinges.hinge_pairs(own, spread, mean, variance, share.unsqueeze(-2), float(margin), int(p))
     loss = partial(F.multi_margin_loss, mean, target, p, margin, weight)
     plain = loss(reduction="none")
     each = Moments(plain + shift.reshape(plain.shape), spread.reshape(plain.shape))
