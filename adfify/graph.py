@@ -18,26 +18,29 @@ from torch import fx, nn
 
 from adfify import (
     arguments,
+    chains,
     complex_kinds,
-    composition,
+    dependence,
     inplace,
     locations,
     random_draws,
     reading,
+    repeated,
     sizes,
     tracing,
 )
 from adfify.arguments import Call, call_of
 from adfify.call_forms import nodes_in
-from adfify.composition import OfOneVariable
+from adfify.chains import OfOneVariable
 from adfify.errors import MissingOp, UnsupportedOpsError
 from adfify.inplace import target_of
+from adfify.mask_kinds import SHAPE, Masks
 from adfify.moments import as_moments, lift, mean_of
 from adfify.network import WHOLE, ADFNetwork
 from adfify.nn.dropout import mask_rule
 from adfify.nn.writing import Written
 from adfify.original import OnCopy, Operation, Origin, identity, named, of_node
-from adfify.registry import RULES, Rule, Rules, target_name
+from adfify.registry import RULES, Rule, Rules, names_of, target_name
 from adfify.signatures import Place
 from adfify.skeleton import CONTAINERS, Skeleton, holding
 
@@ -131,20 +134,26 @@ def _steps(traced: tracing.Traced, rules: Rules, lifted: Set[int]) -> list[Step]
     uncertain: set[fx.Node] = set()
     complex_nodes: set[fx.Node] = set()
     planned: dict[fx.Node, Rule] = {}
+    masks = Masks(traced, uncertain, set())
+    first = repeated.first_of(traced.graph, traced.root, rules)
     steps = []
     for node in traced.graph.nodes:
         if node not in live:
             steps.append(Step(node, "unused", _op(node, traced.root)))
             continue
-        step = _of_known_kind(_step(node, traced, rules, uncertain), complex_nodes)
+        step = _of_known_kind(_step(node, traced, rules, uncertain, masks), complex_nodes)
         if complex_kinds.is_complex(node, _rule_of(node, traced.root, rules), traced, complex_nodes):
             complex_nodes.add(node)
         if node.op == "call_module" and id(traced.root.get_submodule(str(node.target))) in lifted:
             step = _lifted(step, traced, rules)
         if step.action == "convert" and step.rule is not None:
             planned[node] = step.rule
-            of = composition.of_one_variable(node, traced.root, rules, uncertain - complex_nodes, planned)
-            step = replace(step, rule=of.rule, of=of) if of is not None else step
+            masks.add(node, step.rule)
+            of = chains.of_one_variable(node, traced.root, rules, uncertain - complex_nodes, planned, first)
+            if of is not None:
+                step = replace(step, rule=of.rule, of=of)
+            elif reason := dependence.reason(node, uncertain, planned, first):
+                step = Step(node, "missing", step.op, step.rule, (_missing(node, step.op, reason),))
         certain = step.action in ("keep", "output") or (step.action == "convert" and step.rule and step.rule.certain)
         if not certain:
             uncertain.add(node)
@@ -183,7 +192,8 @@ def _lifted(step: Step, traced: tracing.Traced, rules: Rules) -> Step:
     if step.action != "keep":
         return step
     # What is planned as if its inputs were uncertain is then given them as Moments of variance 0.
-    other = _step(step.node, traced, rules, set(step.node.all_input_nodes))
+    every = set(step.node.all_input_nodes)
+    other = _step(step.node, traced, rules, every, Masks(traced, every, set()))
     if other.action != "convert" or other.call is None:
         return other
     return Step(step.node, "lift", step.op, other.rule, call=other.call.all_lifted())
@@ -246,7 +256,8 @@ def _rewrite(plan: Plan, min_variance: float) -> fx.Graph:
 def _emit(graph: fx.Graph, step: Step, env: dict[fx.Node, fx.Node], root: nn.Module) -> fx.Node:
     node = step.node
     if step.of is not None and step.rule is not None:
-        new = graph.create_node("call_function", step.rule.apply, (env[step.of.base],), {}, name=node.name)
+        given = tuple(env[value] for value in (step.of.base, *step.of.certain))
+        new = graph.create_node("call_function", step.rule.apply, given, {}, name=node.name)
         new.meta = {**node.meta, **_origin(step, root, step.of.function)}
         return new
     if step.action == "keep" and (step.described or inplace.written_by(node, root) is not None):
@@ -330,24 +341,37 @@ _JUMPS = (
     "its result jumps, and there is no rule for that; write what is chosen by it as one function (torch.relu, "
     "F.leaky_relu, torch.abs, torch.clamp, torch.maximum, F.hardshrink, F.threshold)"
 )
-_COMPARED = ("gt", "ge", "lt", "le", "eq", "ne")
 _STEPS = ("sign", "sgn", "heaviside", "floor", "ceil", "round", "trunc", "frac")
-_JUMPING = (
-    *(getattr(operator, name) for name in _COMPARED),
-    *(getattr(torch, name) for name in (*_COMPARED, *_STEPS)),
-    *(*_COMPARED, *_STEPS),
+_PLACE = (
+    "which element it is, is uncertain, and a position has no mean and variance; take the value: torch.amax, torch.amin"
 )
+_SHAPED = ("nonzero", "argwhere", "masked_select", "count_nonzero", "unique", "nonzero_static")
+_PLACES = ("argmax", "argmin", "argsort", "searchsorted", "bucketize")
 _PACKED = "packed sequences have no rule, for their batch changes from step to step; give padded ones of one length"
+
+
+def _called(names: tuple[str, ...]) -> list[Any]:
+    """torch's functions and the methods of these names."""
+    return [*names, *(getattr(torch, name) for name in names if hasattr(torch, name))]
+
+
 _REASONS: dict[Any, str] = {
     **dict.fromkeys(tracing.PACKING, _PACKED),
-    **dict.fromkeys(_JUMPING, _JUMPS),
+    **dict.fromkeys(_called(_STEPS), _JUMPS),
+    **dict.fromkeys(_called(_SHAPED), SHAPE),
+    **dict.fromkeys(_called(_PLACES), _PLACE),
     **dict.fromkeys(("item", "tolist", "numpy", operator.index, int, float, bool), _NUMBER),
     **dict.fromkeys((nn.Embedding, nn.EmbeddingBag, F.embedding, F.embedding_bag, F.one_hot), _WHOLE),
 }
 """Why an operation without a rule can't have one, where that can be said."""
 
 
-def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx.Node]) -> Step:
+def _reason(target: Any) -> str:
+    """Why there is no rule for a target; of an aten overload as of torch's function of that name."""
+    return next((_REASONS[name] for name in names_of(target) if name in _REASONS), "there is no rule for it")
+
+
+def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx.Node], masks: Masks) -> Step:
     if node.op == "placeholder":
         certain = str(node.target) in traced.certain_inputs
         return Step(node, "keep" if certain else "input", "input")
@@ -370,8 +394,11 @@ def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx
         return Step(node, "build", op)
     if rule is None:
         random = random_draws.draws(node, traced.root)
-        reason = random_draws.REASON if random else _REASONS.get(target, "there is no rule for it")
+        reason = random_draws.REASON if random else _reason(target)
         return Step(node, "missing", op, None, (_missing(node, op, reason),))
+    rule = masks.rule(node, rule)
+    if reason := masks.misfit(node, rule):
+        return Step(node, "missing", op, rule, (_missing(node, op, reason),))
     module = traced.root.get_submodule(str(node.target)) if node.op == "call_module" else None
     call = arguments.fit(node, target, rule, module, uncertain)
     if isinstance(call, str):

@@ -35,6 +35,7 @@ FAMILIES = (
     "structural",
     "arithmetic",
     "softmax",
+    "comparison",
     "dropout",
     "metadata",
     "custom",
@@ -60,12 +61,14 @@ class Uncertain:
         positive: 8 std and more above 0.
         within: 10 std and more inside these two bounds.
         complex: whether it is complex.
+        mask: whether it is a mask: of which of such values are above 0.
     """
 
     shape: tuple[int, ...]
     positive: bool = False
     complex: bool = False
     within: tuple[float, float] | None = None
+    mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,7 @@ class Rules:
         # Never isinstance, never the MRO: looked up so, timm's BatchNormAct2d was taken for the BatchNorm2d
         # that it derives from, its activation was dropped, and the mean was off by 3e5, silently.
         load_extensions()
-        for name in _names(target):
+        for name in names_of(target):
             if name in self._rules:
                 return self._rules[name]
         return None if self._parent is None else self._parent.find(target)
@@ -342,7 +345,7 @@ def load_extensions() -> None:
 # serves all of them. Where the order differs (torch.nn.functional.batch_norm), the aten overload is registered itself.
 # That holds for the namespace aten alone: a library's own operator `mylib::relu` may do anything, and is known only
 # as itself.
-def _names(target: Target) -> Iterator[Target]:
+def names_of(target: Target) -> Iterator[Target]:
     """What a target is known by: itself, and for an aten overload the functions that are it."""
     yield target
     packet = target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from adfify.moments import ComplexMoments, Moments
+from adfify.nn import comparisons
 from adfify.nn.complex_values import view_as_complex, view_as_real
 from adfify.original import OnCopy
 from adfify.registry import RULES, Case, Certain, Rule, Rules, Target, Uncertain, target_name
@@ -136,6 +137,9 @@ class Trial:
             result = operation(*args, **kwargs)
             if self.rule.certain:
                 return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+            counts = any(spec.mask for spec in self.uncertain())
+            if isinstance(result, Tensor) and (result.dtype is torch.bool or (counts and not result.is_complex())):
+                result = _numbers(result, dtype, values if counts or not self.rule.continuous else ())
             return tuple(_values(result))
 
         return call
@@ -167,9 +171,18 @@ def _moved(spec: Uncertain, x: Moments) -> Moments:
 
 def _joined(spec: Uncertain, value: Any) -> Any:
     """A complex argument from its parts."""
+    if spec.mask:
+        return comparisons.gt(value, 0.0) if isinstance(value, Moments) else value > 0
     if not spec.complex:
         return value
     return view_as_complex(value) if isinstance(value, Moments) else torch.view_as_complex(value)
+
+
+def _numbers(result: Tensor, dtype: torch.dtype, given: Sequence[Any]) -> Tensor:
+    """A mask as numbers; probabilities have derivatives by what is given, where bools have none."""
+    numbers = result.to(dtype)
+    differentiable = any(isinstance(x, Tensor) and x.requires_grad for x in given) and torch.is_grad_enabled()
+    return numbers.requires_grad_() if differentiable and not numbers.requires_grad else numbers
 
 
 def _fill(value: Any, uncertain: Callable[[Uncertain], Any], known: Callable[[Certain], Any]) -> Any:

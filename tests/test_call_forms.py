@@ -111,13 +111,14 @@ class Values:
         self._known: dict[int, Tensor] = {}
 
     def moments(self, spec: Any) -> Any:
-        return next((moments for own, moments in self._random if own is spec), None) or self.tensor(spec)
+        found = next((moments for own, moments in self._random if own is spec), None)
+        return oracles._joined(spec, found) if found is not None else self.tensor(spec)
 
     def tensor(self, spec: Any) -> Tensor:
         if isinstance(spec, Tensor):
             return spec.clone()
         if isinstance(spec, Uncertain):
-            return next(moments.mean.clone() for own, moments in self._random if own is spec)
+            return oracles._joined(spec, next(moments.mean.clone() for own, moments in self._random if own is spec))
         if id(spec) not in self._known:
             made = 0.1 + 0.8 * torch.rand(spec.shape, generator=self._draw, dtype=torch.float64)
             self._known[id(spec)] = torch.complex(made, made) if spec.complex else made

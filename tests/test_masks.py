@@ -1,4 +1,4 @@
-"""Comparisons and steps of uncertain values are refused when the model is converted, with what to write instead."""
+"""What an uncertain value can't be: an index, a shape, a whole number. Refused at conversion, with what to write."""
 
 import pytest
 import torch
@@ -9,51 +9,113 @@ from adfify.errors import UnsupportedOpsError
 
 
 class Written(nn.Module):
-    def __init__(self, activation):
+    """A network of one function; ``branching`` on a size, which only torch.export can trace."""
+
+    def __init__(self, function, branching=False):
         super().__init__()
-        self.linear = nn.Linear(5, 7)
-        self.activation = activation
+        self.linear = nn.Linear(5, 5)
+        self.function, self.branching = function, branching
 
     def forward(self, x):
-        return self.activation(self.linear(x))
+        if self.branching and x.shape[0] > 100:
+            return x
+        return self.function(self.linear(x))
 
 
-def relu_by_a_mask(x):
-    return x * (x > 0)
+def taken_by_a_mask(x):
+    return x[x > 0].sum()
 
 
-def relu_by_where(x):
-    return torch.where(x.gt(0), x, 0.1 * x)
+def selected(x):
+    return torch.masked_select(x, x > 0)
 
 
-def filled(x):
-    return x.masked_fill(torch.lt(x, 0), 0.0)
+def positions(x):
+    return x.nonzero()
 
 
-def written_into(x):
-    y = x.clone()
-    y[y < 0] = 0
-    return y
+def taken_by_position(x):
+    return x[torch.arange(2), x.argmax(1)]
 
 
-def safe_division(x):
-    return torch.where(x == 0, 0, 1 / x)
+def as_index(x):
+    return torch.arange(5)[x.long()]
 
 
-def signed(x):
-    return x * torch.sign(x)
+def as_whole_number(x):
+    return x.int() * 2
 
 
-def rounded(x):
-    return x - x.floor()
+def as_whole_number_by_dtype(x):
+    return x.to(torch.int64) + x
 
 
-CHOOSING = [relu_by_a_mask, relu_by_where, filled, written_into, safe_division, signed, rounded]
+def as_bool(x):
+    return torch.where(x.bool(), 1.0, 2.0)
 
 
-@pytest.mark.parametrize("examples", [(), (torch.ones(2, 5),)], ids=["fx", "export"])
-@pytest.mark.parametrize("written", CHOOSING, ids=lambda f: f.__name__)
-def test_a_jump_is_refused_and_what_to_write_is_said(written, examples):
-    with pytest.raises(UnsupportedOpsError, match=r"its result jumps.*torch\.relu") as caught:
-        adfify.adfify(Written(written), *examples)
+def scaled_where_it_is_negative(x):
+    x = x.clone()
+    x[x < 0] *= 0.1
+    return x
+
+
+def copied_where_it_is_negative(x):
+    x, y = x.clone(), x * 2
+    mask = x < 0
+    x[mask] = y[mask]
+    return x
+
+
+def chosen_by_two(x):
+    return torch.where(x > x.flip(0), x, x.flip(0)) * torch.where(x > x.flip(0), 1.0, x)
+
+
+def larger(x):
+    y = x.flip(0)
+    return torch.where(x > y, x, y)
+
+
+def difference_where_positive(x):
+    y = x.flip(0)
+    return (x - y) * (x > y)
+
+
+def filled_by_infinity(x):
+    return x.flip(0).masked_fill(x > 0, float("-inf")).softmax(1)
+
+
+def sum_of_masks(x):
+    return ((x > 0) + (x.flip(0) > 1)).float()
+
+
+SHAPE = "shape of its result is uncertain"
+WHOLE = "whole numbers have no variance"
+ADVICE = "write what is chosen as one function"
+REFUSED = {
+    taken_by_a_mask: SHAPE,
+    selected: SHAPE,
+    positions: SHAPE,
+    taken_by_position: "position has no mean and variance",
+    as_index: WHOLE,
+    as_whole_number: WHOLE,
+    as_whole_number_by_dtype: WHOLE,
+    as_bool: WHOLE,
+    scaled_where_it_is_negative: SHAPE,
+    copied_where_it_is_negative: SHAPE,
+    chosen_by_two: ADVICE,
+    larger: ADVICE,
+    difference_where_positive: ADVICE,
+    filled_by_infinity: "infinite value",
+    sum_of_masks: r"write a \| b",
+}
+
+
+@pytest.mark.parametrize("branching", [False, True], ids=["fx", "export"])
+@pytest.mark.parametrize("written", REFUSED, ids=lambda f: f.__name__)
+def test_it_is_refused_with_the_line_and_what_to_write(written, branching):
+    examples = (torch.randn(2, 5),) if branching else ()
+    with pytest.raises(UnsupportedOpsError, match=REFUSED[written]) as caught:
+        adfify.adfify(Written(written, branching), *examples)
+    assert ("aten." in str(caught.value)) is branching, "which engine was it?"
     assert "test_masks.py" in str(caught.value)

@@ -136,7 +136,7 @@ def test_exact_elementwise_rule_agrees_with_quadrature(trial: Trial, dtype: torc
     assert (got.variance[0] == 0).all()
 
 
-@each([trial for trial in RANDOM if trial.rule.exact and trial.rule.family != "elementwise"])
+@each([trial for trial in RANDOM if trial.rule.exact and trial.rule.family not in ("elementwise", "comparison")])
 def test_exact_rule_agrees_with_the_differences_of_the_original(trial: Trial) -> None:
     inputs = trial.moments()
     truth = oracles.multiaffine(trial.original(torch.float64), inputs)
@@ -147,9 +147,26 @@ def test_exact_rule_agrees_with_the_differences_of_the_original(trial: Trial) ->
         torch.testing.assert_close(got.variance.double(), want.variance.double(), rtol=slack, atol=slack)
 
 
-@each(once([trial for trial in RANDOM if trial.rule.exact]))
+@each(once([trial for trial in RANDOM if trial.rule.exact and trial.rule.family != "comparison"]))
 def test_exact_rule_agrees_with_monte_carlo(trial: Trial) -> None:
     agrees_with_monte_carlo(trial, trial.moments(torch.float32), draws=20_000)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+@each(once([trial for trial in RANDOM if trial.rule.family == "comparison"]))
+def test_comparison_agrees_with_counts(trial: Trial, scale: float) -> None:
+    """A mask is its probability: of so many draws that share of ones, however rare they are; its variance follows."""
+    inputs = [Moments(x.mean, scale * x.variance) for x in trial.moments()]
+    (got,) = trial.converted(torch.float64)(*inputs)
+    torch.manual_seed(21)
+    draws = 100_000
+    stacks = [x.mean + x.std * torch.randn(draws, *x.shape, dtype=torch.float64) for x in inputs]
+    (values,) = oracles.batched(trial.original(torch.float64), stacks)
+    p = got.mean
+    # A count of few is a Poisson number: beside its normal bound 15 more of them.
+    allowed = oracles.z_limit(p.numel()) * (draws * p * (1 - p)).sqrt() + 15
+    assert_within(values.sum(0) - draws * p, allowed, "count")
+    torch.testing.assert_close(got.variance, p * (1 - p))
 
 
 # Functions like torch.gru_cell, with weights of any size, are their modules' own steps.

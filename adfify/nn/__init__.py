@@ -2,7 +2,9 @@
 
 from adfify.nn import (  # noqa: F401  registered by being imported
     casting,
+    choosing,
     class_losses,
+    comparisons,
     complex_values,
     elementary,
     fourier,
