@@ -41,6 +41,10 @@ class RuleError(AdfifyError):
         return type(self), (self.node, self.op, self.rule, self.location, self.said, self.written_at)
 
 
+class InternalError(AdfifyError):
+    """adfify itself fails on inputs that the model takes: neither the model nor its user is at fault."""
+
+
 _LONGEST = 1900
 """Characters of an error's message: one can be read, and a log of whole graphs can't."""
 

@@ -10,7 +10,9 @@ sooner than in the rule after it, which is innocent.
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from adfify import locations
-from adfify.errors import InputError, RuleError
+from adfify.errors import AdfifyError, InputError, InternalError, RuleError
 from adfify.layout import Inputs
 from adfify.moments import ComplexMoments, Moments, concrete, is_moments
 
@@ -104,6 +106,29 @@ def _written_at(node: fx.Node, network: ADFNetwork) -> str:
     called = type(network.get_submodule(str(node.target))).forward if node.op == "call_module" else node.target
     code = getattr(inspect.unwrap(called), "__code__", None) if callable(called) else None
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+
+
+def of_joint(network: ADFNetwork, leaves: Sequence[Any], error: Exception) -> AdfifyError:
+    """Return what a failure of :meth:`ADFNetwork.joint` is for the user.
+
+    Args:
+        network: which failed.
+        leaves: its graph's inputs.
+        error: that it failed with, raised by no check of ours.
+
+    Returns:
+        InputError if the original fails on these inputs as well, else InternalError.
+    """
+    if not _of_original(network, leaves)[1]:
+        return refused(network, leaves, error, " joint() takes a batch, [N, ...].")
+    frames = traceback.extract_tb(error.__traceback__)
+    where = next((frame for frame in reversed(frames) if locations.is_own(frame.filename)), frames[-1])
+    return InternalError(
+        f"joint() of {network._name} failed with {type(error).__name__}: {locations.shortened(error)}\n"
+        f"in {where.name}, {Path(where.filename).name}:{where.lineno}. The original {network._name} takes these "
+        "inputs, so the fault is adfify's: please report it. joint(method='sketch'), which asks for no gradients, or "
+        "monte_carlo(model, x) may do until then."
+    )
 
 
 def _of_original(network: ADFNetwork, leaves: Sequence[Any]) -> tuple[dict[str, Any], bool]:

@@ -404,15 +404,18 @@ class _Unbiased(_Estimate):
 
 def _lerped(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """Covariances ``[N, k, k]`` of which each variance has its own weight ``[N, k]``, 0: of a, 1: of b."""
-    variances = [x.diagonal(dim1=-2, dim2=-1) for x in (a, b)]
+    own, other = (x.diagonal(dim1=-2, dim2=-1) for x in (a, b))
+    std = torch.lerp(own, other, weight).sqrt()
     more = torch.maximum(weight.unsqueeze(-1), weight.unsqueeze(-2))
-    correlations = [
-        torch.where(v.unsqueeze(-1) * v.unsqueeze(-2) > 0, x / (v.sqrt().unsqueeze(-1) * v.sqrt().unsqueeze(-2)), 0.0)
-        for x, v in zip((a, b), variances, strict=True)
-    ]
-    std = torch.lerp(*variances, weight).sqrt()
-    mixed = torch.lerp(*correlations, more) * std.unsqueeze(-1) * std.unsqueeze(-2)
+    mixed = torch.lerp(_correlations(a), _correlations(b), more) * std.unsqueeze(-1) * std.unsqueeze(-2)
     return mixed.diagonal_scatter(std.square(), dim1=-2, dim2=-1)
+
+
+def _correlations(covariance: Tensor) -> Tensor:
+    """``[N, k, k]``, 0 of what does not vary."""
+    std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    unit = torch.where(std > 0, std, torch.inf)
+    return covariance / unit.unsqueeze(-1) / unit.unsqueeze(-2)
 
 
 def _along(gradient: Tensor, noise: Tensor) -> Tensor:

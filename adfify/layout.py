@@ -30,6 +30,8 @@ Batched = str | Sequence[str] | Mapping[str, int]
 
 MOST_UNDECIDED = 6
 """Inputs as long as the batch, of which all combinations are tried."""
+MOST_ELSEWHERE = 24
+"""Combinations of axes, not all of them the first, that are tried."""
 
 _ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
 
@@ -271,19 +273,51 @@ def find(inputs: Inputs, batched: Batched, layout: Callable[[Inputs], Layout]) -
     """
     if not (batched == "auto" or isinstance(batched, Mapping) or _is_names(batched)):
         raise InputError(f"batched={batched!r:.80}; it is 'auto', names of inputs, or a dict of their batch axes.")
-    tried = [_first(inputs)] if isinstance(batched, str) else [_said(inputs, batched)]
-    every = list(_completions(inputs, tried[0])) if batched == "auto" else tried
-    reasons = []
-    for axes in every:
+    reasons: list[str] = []
+
+    def tried(axes: tuple[int | None, ...]) -> Layout | None:
         try:
             return layout(inputs.along(axes))
         except InputError:
             raise
         except (Mixed, *_ERRORS) as error:
             reasons.append(str(error).strip().split("\n")[0] or type(error).__name__)
+        return None
+
+    if not isinstance(batched, str):
+        axes = _said(inputs, batched)
+        return tried(axes) or _refuse(inputs, axes, reasons[0], "")
+    first = _first(inputs)
+    for axes in _completions(inputs, first):
+        if found := tried(axes):
+            return found
+    others = [found for some in _elsewhere(inputs) if (found := _only(tried, _completions(inputs, some)))]
+    if len(others) == 1:
+        return others[0]
+    hint = " or ".join(f"batched={_as_said(inputs, other.axes)}" for other in others)
+    return _refuse(
+        inputs, first, reasons[0], f"Examples are kept apart in several other ways, {hint}: say which. " if hint else ""
+    )
+
+
+def _only(
+    tried: Callable[[tuple[int | None, ...]], Layout | None], every: Iterator[tuple[int | None, ...]]
+) -> Layout | None:
+    """The first that keeps examples apart; what is said of outputs is no matter of axes that nobody named."""
+    for axes in every:
+        try:
+            found = tried(axes)
+        except InputError:
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _refuse(inputs: Inputs, axes: Sequence[int | None], reason: str, hint: str) -> Layout:
     raise InputError(
-        f"the network's output for an input depends on the other inputs beside it, as far as can be seen: "
-        f"{reasons[0]}. What was taken for the batch is {_shown(inputs, every[0])}. {_hint(inputs, layout)}"
+        f"the network's output for an input depends on the other inputs beside it, as far as can be seen: {reason}. "
+        f"What was taken for the batch is {_shown(inputs, axes)}. {hint}"
         "Where it is another axis (time first: nn.LSTM without batch_first), or only some inputs hold it, say so: "
         f"batched={{'{inputs.names[inputs.uncertain[0]]}': 1}}. Where all that is given is one example (the nodes of a "
         "graph), batched=()."
@@ -295,10 +329,13 @@ def _is_names(batched: Any) -> bool:
 
 
 def _first(inputs: Inputs) -> tuple[int | None, ...]:
-    """The batch first in every uncertain input."""
+    """The batch first in every uncertain input, or where all of them can hold the same number of examples."""
     shapes = [inputs.leaves[n].shape for n in inputs.uncertain]
     lengths = {shape[0] if shape else 0 for shape in shapes}
     if len(lengths) != 1 or 0 in lengths:
+        anywhere = next(_elsewhere(inputs), None)
+        if anywhere is not None:
+            return anywhere
         said = ", ".join(f"'{inputs.names[n]}' {tuple(inputs.leaves[n].shape)}" for n in inputs.uncertain)
         raise InputError(
             f"joint() takes a batch, [N, ...], in every uncertain input, the same N; there is {said}. Where the batch "
@@ -307,18 +344,50 @@ def _first(inputs: Inputs) -> tuple[int | None, ...]:
     return tuple(0 if n in inputs.uncertain else None for n in range(len(inputs.leaves)))
 
 
-def _completions(inputs: Inputs, axes: tuple[int | None, ...], axis: int = 0) -> Iterator[tuple[int | None, ...]]:
-    """With every certain input that is as long either batched or not: all of them, none, some."""
+# Note [A batch that is not first]
+# Time may come first, [T, N, C], or the layers of a state, [L, N, H]. Which axis holds the batch then, the probe tells,
+# where there is one alone along which examples are kept apart: of several (a mean over axis 0, that leaves all others
+# apart) nobody knows which one is meant. Matrices are not asked: columns that are kept apart are hardly examples.
+
+
+def _elsewhere(inputs: Inputs) -> Iterator[tuple[int | None, ...]]:
+    """Axes of the uncertain inputs, other than the first of all, along which all are as long."""
+    shapes = [inputs.leaves[n].shape for n in inputs.uncertain]
+    options = [range(len(shape)) if len(shape) > 2 else range(1) for shape in shapes]
+    if any(len(shape) == 0 for shape in shapes):
+        return
+    chosen = (axes for axes in itertools.product(*options) if any(axes))
+    alike_ = (
+        axes
+        for axes in chosen
+        if len({shape[axis] for shape, axis in zip(shapes, axes, strict=True)}) == 1 and shapes[0][axes[0]] > 0
+    )
+    for axes in itertools.islice(alike_, MOST_ELSEWHERE):
+        there = dict(zip(inputs.uncertain, axes, strict=True))
+        yield tuple(there.get(n) for n in range(len(inputs.leaves)))
+
+
+def _completions(inputs: Inputs, axes: tuple[int | None, ...]) -> Iterator[tuple[int | None, ...]]:
+    """With every certain input that is as long either batched or not: all of them, none, some; last, not along 0."""
     count = inputs.along(axes).count
-    undecided = [n for n, x in enumerate(inputs.leaves) if isinstance(x, Tensor) and x.dim() > axis
-                 and axes[n] is None and x.shape[axis] == count]  # fmt: skip
-    if len(undecided) > MOST_UNDECIDED:
-        names = ", ".join(repr(inputs.names[n]) for n in undecided)
+    certain = {
+        n: [axis for axis, length in enumerate(x.shape) if length == count]
+        for n, x in enumerate(inputs.leaves)
+        if isinstance(x, Tensor) and axes[n] is None and count in x.shape
+    }
+    first = [n for n, there in certain.items() if 0 in there]
+    if len(first) > MOST_UNDECIDED:
+        names = ", ".join(repr(inputs.names[n]) for n in first)
         raise InputError(f"inputs {names} are all as long as the batch: name those that hold it, batched=[...].")
-    choices = sorted(itertools.product((True, False), repeat=len(undecided)), key=lambda c: len(set(c)))
+    choices = sorted(itertools.product((True, False), repeat=len(first)), key=lambda c: len(set(c)))
     for choice in choices:
-        held = {n for n, holds in zip(undecided, choice, strict=True) if holds}
-        yield tuple(axis if n in held else known for n, known in enumerate(axes))
+        held = {n for n, holds in zip(first, choice, strict=True) if holds}
+        yield tuple(0 if n in held else known for n, known in enumerate(axes))
+    every = itertools.product(*[[*there, None] for there in certain.values()])
+    later = (some for some in every if any(some))  # neither 0 nor None
+    for some in itertools.islice(later, MOST_ELSEWHERE):
+        found = dict(zip(certain, some, strict=True))
+        yield tuple(found.get(n) if n in found else known for n, known in enumerate(axes))
 
 
 def _said(inputs: Inputs, batched: Sequence[str] | Mapping[str, int]) -> tuple[int | None, ...]:
@@ -347,20 +416,8 @@ def _shown(inputs: Inputs, axes: Sequence[int | None]) -> str:
     return said or "nothing"
 
 
-def _hint(inputs: Inputs, layout: Callable[[Inputs], Layout]) -> str:
-    """What would work: the batch second."""
-    shapes = [inputs.leaves[n].shape for n in inputs.uncertain]
-    if any(len(shape) < 2 for shape in shapes) or len({shape[1] for shape in shapes}) != 1 or not shapes[0][1]:
-        return ""
-    second = tuple(1 if n in inputs.uncertain else None for n in range(len(inputs.leaves)))
-    for axes in itertools.chain(_completions(inputs, second, 0), _completions(inputs, second, 1)):
-        try:
-            layout(inputs.along(axes))
-        except (Mixed, InputError, *_ERRORS):
-            continue
-        said = {name: axis for name, axis in zip(inputs.names, axes, strict=True) if axis is not None}
-        return f"Along axis 1 its examples are kept apart: batched={said}. "
-    return ""
+def _as_said(inputs: Inputs, axes: Sequence[int | None]) -> dict[str, int]:
+    return {name: axis for name, axis in zip(inputs.names, axes, strict=True) if axis is not None}
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -60,5 +60,10 @@ def shortened(error: Exception) -> str:
 _LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 
 
+def is_own(path: str) -> bool:
+    """Whether a file is adfify's."""
+    return path.startswith(_LIBRARIES[1])
+
+
 def _is_library(path: str) -> bool:
     return path.startswith((*_LIBRARIES, "<frozen", "<string>", "<eval_with_key>", "fx_generated_"))

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from adfify import call_signature, locations
 from adfify.call_signature import CallSignature
 from adfify.errors import AdfifyError, InputError, ModelError
-from adfify.failures import blame, check_users_rules, refused
+from adfify.failures import blame, check_users_rules, of_joint
 from adfify.moments import JointMoments, checked_variance, concrete
 from adfify.precision import wide
 
@@ -164,6 +164,8 @@ class ADFNetwork(fx.GraphModule):
         Raises:
             InputError: inputs that the network can't take, an argument that is none of these, or a network in which
                 the inputs of a batch depend on each other.
+            RuleError: a rule fails on inputs that the original takes.
+            InternalError: adfify itself does.
         """
         from adfify.joint import Request, joint
 
@@ -174,7 +176,7 @@ class ADFNetwork(fx.GraphModule):
         except (AdfifyError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise refused(self, leaves, error, " joint() takes a batch, [N, ...].") from error
+            raise of_joint(self, leaves, error) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ADFNetwork:
         state, graph = copy.deepcopy(_state(self), memo), _copy_graph(self.graph)

@@ -494,11 +494,18 @@ class Recurrent(nn.Module):
         return self.lstm(x)[0]
 
 
-@pytest.mark.parametrize("model", [Mixing(), Recurrent()])
-def test_inputs_that_depend_on_each_other_are_refused(model):
+def test_inputs_that_depend_on_each_other_are_refused():
     x = torch.randn(5, 2, 3)
+    with pytest.raises(InputError, match=r"depends on the other inputs.*several other ways, batched=\{'x': 1\} or"):
+        adfify.adfify(Mixing().eval(), noise_variance=0.1).joint(x)
     with pytest.raises(InputError, match="depends on the other inputs"):
-        adfify.adfify(model.eval(), noise_variance=0.1).joint(x)
+        adfify.adfify(Recurrent().eval(), noise_variance=0.1).joint(x, batched={"x": 0})
+
+
+def test_the_axis_that_alone_keeps_inputs_apart_is_taken():
+    x = torch.randn(5, 2, 3)
+    joint = adfify.adfify(Recurrent().eval(), noise_variance=0.1).joint(x, outputs="all")
+    assert joint.as_output(joint.std).shape == (5, 2, 4)
 
 
 def test_dropout_inside_a_module_that_is_run_as_a_whole_is_off_or_refused():

@@ -117,19 +117,47 @@ class TimeFirst(nn.Module):
         return states[:, -1] if self.batch_first else states[-1]
 
 
-def test_time_first_is_refused_and_right_once_it_is_said() -> None:
+@pytest.mark.parametrize("how", [{}, {"batched": {"x": 1}}])
+@pytest.mark.parametrize("shape", [(4, 3, 3), (1, 3, 3), (4, 1, 3), (3, 3, 3)])
+def test_time_first_is_found(how: dict[str, object], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     first, second = TimeFirst(False).eval(), TimeFirst(True).eval()
     second.load_state_dict(first.state_dict())
-    x = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(1))  # 4 steps of 3 examples
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))  # steps of examples
     adf = adfify(first, noise_variance=0.1)
-    with pytest.raises(InputError, match=r"depends on the other inputs beside it.*batched=\{'x': 1\}"):
-        adf.joint(x)
-    got = adf.joint(x, outputs="all", batched={"x": 1}, method="adjoint", samples=64)
+    got = adf.joint(x, outputs="all", method="adjoint", samples=64, **how)
     same = adfify(second, noise_variance=0.1).joint(x.transpose(0, 1), outputs="all", method="adjoint", samples=64)
-    assert len(got.std) == 3
+    assert len(got.std) == shape[1]
     torch.testing.assert_close(got.std, same.std, rtol=0.1, atol=0)  # other noise: 32 pairs each
     torch.testing.assert_close(got.mean, same.mean, rtol=0, atol=0.05)
+
+
+class WithState(nn.Module):
+    """The batch is first in x, second in the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        states: Tensor = self.gru(x, state)[0]
+        return states[:, -1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("certain", [True, False])
+def test_a_state_holds_the_batch_second(count: int, certain: bool) -> None:
+    torch.manual_seed(0)
+    model, x, state = WithState().eval(), torch.randn(count, 5, 3), torch.randn(1, count, 4)
+    own = torch.full_like(state, 0.0 if certain else 0.1)
+    adf = adfify(model, example_inputs=(x, state), noise_variance=0.1)
+    got = adf.joint(x, Moments(state, own), outputs="all")
+    alone = adf.joint(x[-1:], Moments(state[:, -1:], own[:, -1:]), outputs="all")
+    assert len(got.std) == count
+    assert torch.equal(got.std[-1:], alone.std)
+    plain = monte_carlo(model, (Moments(x, torch.full_like(x, 0.1)), Moments(state, own)), draws=4000, seed=3)
+    z = (got.std - plain.std) / (got.std_error.square() + plain.std_error.square()).sqrt()
+    assert float(z.abs().max()) < 4.5
 
 
 class Mixing(nn.Module):

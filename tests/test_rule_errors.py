@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adfify import Moments, adfify, register
-from adfify.errors import AdfifyError, InputError, ModelError, RuleError, UnsupportedOpsError
+from adfify.errors import AdfifyError, InputError, InternalError, ModelError, RuleError, UnsupportedOpsError
 from adfify.nn import ADFModule
 from adfify.registry import RULES, Rules
 
@@ -189,3 +189,17 @@ class Packed(nn.Module):
 def test_packed_sequences_are_refused_by_name(example: Tensor | None) -> None:
     with pytest.raises(UnsupportedOpsError, match=r"pack_padded_sequence \(.*test_rule_errors.*packed sequences"):
         adfify(Packed().eval(), example)
+
+
+def test_a_fault_of_joint_s_own_is_not_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adfify import interpolated
+
+    def broken(*_: Any) -> None:
+        raise KeyError("not there")
+
+    adf = adfify(nn.Sequential(nn.Linear(3, 2)), noise_variance=0.1)
+    monkeypatch.setattr(interpolated.interpolation, "correlations", broken)
+    with pytest.raises(InternalError, match=r"KeyError: 'not there'\nin _correlations, interpolated.py:\d+.*report it"):
+        adf.joint(torch.zeros(2, 3))
+    with pytest.raises(InputError, match="can't be evaluated on"):
+        adf.joint(torch.zeros(2, 4))
