@@ -156,9 +156,10 @@ class ADFNetwork(fx.GraphModule):
             attribution: whether to split each variance into its sources.
             output: which, of a network that returns several.
             chunk_size: noisy inputs in one pass, which bounds the memory; by default what suits a CPU's cache.
-            batched: which inputs hold the batch: their names, or a dict of names and axes. By default the uncertain
-                ones, first, and those certain ones along which a probe of the network finds its examples apart. ``()``:
-                none; all that is given is one example (the nodes of a graph), and every noisy input a pass of its own.
+            batched: which inputs hold the batch: their names, or a dict of names and axes. By default a probe of the
+                network tells: first in the uncertain inputs where that keeps the examples apart, else along the one
+                axis that does (``[T, N, C]``), and in the certain ones along which they are apart. ``()``: none; all
+                that is given is one example (the nodes of a graph), and every noisy input a pass of its own.
             named: inputs by keyword.
 
         Raises:
