@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import linecache
 import operator
+import re
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+
+from adfify.known_values import QUESTIONS
 
 _ASKING = ("isinstance", "is_tensor")
 
@@ -47,7 +50,10 @@ class Proxy(fx.Proxy):
         known = name not in ("node", "tracer") and hasattr(torch.Tensor, name)
         if not known and (name in ("node", "tracer") or _is_surely_tensor(self.node, self.tracer.root)):  # type: ignore[attr-defined]
             raise AttributeError(f"'Tensor' object has no attribute {name!r}")
-        return super().__getattr__(name)
+        if name not in QUESTIONS:
+            return super().__getattr__(name)
+        kind = Kind(self, name)
+        return kind.value() if _is_identity(sys._getframe(1), name) else kind
 
     def __len__(self) -> int:
         return self.tracer.stop("len() asks for a size that symbolic tracing does not know")  # type: ignore[attr-defined,no-any-return]
@@ -88,6 +94,34 @@ class Proxy(fx.Proxy):
         self.tracer.stop("`@=` can't be followed symbolically")  # type: ignore[attr-defined]
 
     __imatmul__ = _not_kept
+
+
+class Kind(fx.proxy.Attribute):
+    """The dtype, the device or the number of axes of a proxy: looked up in tables, too, by what it is."""
+
+    def __hash__(self) -> int:
+        return hash(self.value())
+
+    def __index__(self) -> int:
+        return operator.index(self.value())
+
+    def __int__(self) -> int:
+        return int(self.value())
+
+    def value(self) -> Any:
+        """What it is, as far as that is known while tracing."""
+        return self.tracer.value_of(self, self._unknown)  # type: ignore[attr-defined]
+
+    def _unknown(self) -> Any:
+        raise fx.proxy.TraceError(f"forward asks for the {self.attr} of a value, which symbolic tracing does not know")
+
+
+def _is_identity(frame: FrameType, name: str) -> bool:
+    """Whether a line of the model's own compares an attribute by `is`, which a symbol is not."""
+    if _is_tracing(frame.f_globals.get("__name__", "")):
+        return False
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return bool(re.search(rf"\.{name}\s+is\b|\bis\s+(not\s+)?[\w.]+\.{name}\b", line))
 
 
 def _question(frame: FrameType | None) -> str:

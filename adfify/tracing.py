@@ -35,8 +35,9 @@ from adfify import (
     watching,
 )
 from adfify.call_signature import CallSignature
-from adfify.errors import ModelError
+from adfify.errors import InputError, ModelError
 from adfify.locations import forward_of, shortened, stopped_at
+from adfify.moments import Moments
 from adfify.proxies import Proxy
 from adfify.registry import Rules
 from adfify.state import StateError
@@ -111,16 +112,32 @@ def trace(
     if _is_leaf(root, rules):
         return _functional(root, _of_whole(root, signature), "torch.fx", {}, signature, rules)
     try:
-        graph, constants = _symbolic(root, rules, signature)
+        example = _complete(signature, example_inputs, example_kwargs)
+        graph, constants = _symbolic(root, rules, signature, _known(root, rules, signature, example))
         _drop_unused_rest(graph, type(root).__name__)
         traced = _functional(root, graph, "torch.fx", constants, signature, rules)
-        if signature.is_of_example:
-            _verify(traced, signature.flatten(example_inputs or (), example_kwargs))
+        if example:
+            _verify(traced, example)
     except StateError:
         raise
     except ModelError as error:
         return _exported(root, example_inputs, example_kwargs, error, rules)
     return traced
+
+
+def _known(root: nn.Module, rules: Rules, signature: CallSignature, example: Sequence[Any]) -> known_values.Known:
+    uncertain = frozenset(leaf.name for leaf in signature.leaves if leaf.uncertain)
+    tensors = [x.mean if isinstance(x, Moments) else x for x in example]
+    names = [leaf.name for leaf in signature.leaves]
+    return known_values.Known(root, rules, uncertain, dict(zip(names, tensors, strict=False)))
+
+
+def _complete(signature: CallSignature, args: tuple[Any, ...] | None, kwargs: Mapping[str, Any]) -> list[Any]:
+    """The example's tensors, none of an example that leaves out an input."""
+    try:
+        return signature.flatten(args or (), kwargs) if signature.is_of_example else []
+    except InputError:
+        return []
 
 
 def _verify(traced: Traced, tensors: Sequence[Any]) -> None:
@@ -180,7 +197,12 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(
-        self, rules: Rules, signature: CallSignature, name_of_constants: str, makes_tensors: bool = False
+        self,
+        rules: Rules,
+        signature: CallSignature,
+        known: known_values.Known,
+        name_of_constants: str,
+        makes_tensors: bool = False,
     ) -> None:
         with_rules = [target for rule in rules for target in rule.targets if inspect.isfunction(target)]
         functions: list[Callable[..., Any]] = [*with_rules, *PACKING]
@@ -191,6 +213,7 @@ class _Tracer(fx.Tracer):
         self._autowrap_search += [rnn, *(home for home in homes if home is not None)]
         self.rules = rules
         self.signature = signature
+        self.known = known
         self.constants = watching.Constants()
         self.makes_tensors = makes_tensors
         self._name_of_constants = name_of_constants
@@ -261,9 +284,9 @@ class _Tracer(fx.Tracer):
         return bool(self.value_of(obj, lambda: super(_Tracer, self).to_bool(obj)))
 
     def value_of(self, proxy: fx.Proxy, otherwise: Callable[[], Any]) -> Any:
-        """The number that a proxy stands for, where buffers alone say it; else what ``otherwise`` says."""
+        """What a proxy stands for, where buffers or the kind of the inputs say it; else what ``otherwise`` says."""
         try:
-            known = known_values.of_buffers(proxy.node, self.root)
+            known, of_inputs = self.known.of(proxy.node)
         except LookupError:
             try:
                 return otherwise()
@@ -271,7 +294,8 @@ class _Tracer(fx.Tracer):
                 self._stop = error
                 raise
         value = known.item() if isinstance(known, Tensor) else known
-        checked = self.create_proxy("call_function", known_values.assert_as_traced, (proxy, value, ""), {})
+        check = known_values.assert_inputs_as_traced if of_inputs else known_values.assert_as_traced
+        checked = self.create_proxy("call_function", check, (proxy, value, ""), {})
         checked.node.update_arg(2, locations.source_line(checked.node))
         return value
 
@@ -328,10 +352,12 @@ def _drop_unused_rest(graph: fx.Graph, model: str) -> None:
         graph.erase_node(node)
 
 
-def _symbolic(root: nn.Module, rules: Rules, signature: CallSignature) -> tuple[fx.Graph, dict[str, Tensor]]:
+def _symbolic(
+    root: nn.Module, rules: Rules, signature: CallSignature, known: known_values.Known
+) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The graph by torch.fx, and the tensors that the model made."""
     with state.untouched(root) as before, state.random_state_kept() as random:
-        tracer = _Tracer(rules, signature, "_tensor_constant")
+        tracer = _Tracer(rules, signature, known, "_tensor_constant")
         graph = None
         try:
             graph = _run(tracer, root)
@@ -344,7 +370,7 @@ def _symbolic(root: nn.Module, rules: Rules, signature: CallSignature) -> tuple[
             return graph, tracer.constants.tensors
     # See Note [Real tensors in a symbolic trace].
     with state.untouched(root) as before, state.random_state_kept() as random:
-        tracer = _Tracer(rules, signature, "_tensor_constant", makes_tensors=True)
+        tracer = _Tracer(rules, signature, known, "_tensor_constant", makes_tensors=True)
         graph = _run(tracer, root)
         if random.drawn():
             raise _frozen_draws(root, random.drawn())
@@ -413,7 +439,7 @@ def _refuse_state(root: nn.Module, graph: fx.Graph, tracer: _Tracer, before: sta
         holds = [name for name in names if called is not None and name.startswith(f"{called}.")]
         if holds or (node.op == "get_attr" and node.target in changes):
             raise state.refuse(root, holds or [str(node.target)])
-    again = _Tracer(tracer.rules, tracer.signature, "_tensor_of_second_call", tracer.makes_tensors)
+    again = _Tracer(tracer.rules, tracer.signature, tracer.known, "_tensor_of_second_call", tracer.makes_tensors)
     try:
         second = _run(again, root)
         numbering = two_calls.Numbering(root, tracer.rules, {**tracer.constants.tensors, **again.constants.tensors})

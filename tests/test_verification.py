@@ -262,3 +262,18 @@ def test_the_model_and_the_process_stay_as_they_were() -> None:
     assert (model.calls, model.count) == ([], 0)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in model.parameters())
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.a(x) * mask
+
+
+def test_an_example_of_some_of_the_inputs_is_no_example_to_run() -> None:
+    mask = torch.tensor([1, 0, 1, 1])
+    adf = adfify(Masked().eval(), example_kwargs={"mask": mask})
+    assert float(adf(torch.ones(2, 4), mask).mean.abs()[:, 1].max()) == 0
