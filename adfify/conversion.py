@@ -14,8 +14,10 @@ from adfify.moments import checked_variance
 from adfify.network import ADFNetwork, refuse_not_finite
 from adfify.nn import dropout as dropout_rules
 from adfify.registry import RULES, Rules
+from adfify.threads import one_at_a_time
 
 
+@one_at_a_time
 def adfify(
     model: nn.Module,
     example_inputs: Any = None,
@@ -70,6 +72,7 @@ def adfify(
     return network
 
 
+@one_at_a_time
 def inspect(
     model: nn.Module,
     example_inputs: Any = None,

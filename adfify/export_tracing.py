@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import operator
 import sys
 import threading
@@ -21,6 +20,7 @@ from adfify.call_signature import CallSignature
 from adfify.errors import ModelError
 from adfify.locations import shortened, stopped_at
 from adfify.moments import Moments
+from adfify.silence import quiet
 
 # Assertions about the example inputs, which torch.export adds and the original does not have.
 _CHECKS = (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten.sym_constrain_range_for_size.default)
@@ -120,14 +120,13 @@ def _depends_on_training(module: nn.Module) -> bool:
 @contextmanager
 def _in_silence() -> Iterator[None]:
     """What torch.export logs, warns of and prints of a failure, whole graphs, is in the error that it raises."""
-    before, stream = logging.root.manager.disable, sys.stderr
-    logging.disable(logging.WARNING)
+    stream = sys.stderr
     sys.stderr = _OfOtherThreads(stream)
     try:
-        yield
+        with quiet():
+            yield
     finally:
         sys.stderr = stream
-        logging.disable(before)
 
 
 class _OfOtherThreads:

@@ -15,6 +15,7 @@ from adfify.errors import ExportError, InputError
 from adfify.moments import Moments, as_moments, is_moments
 from adfify.network import ADFNetwork
 from adfify.printable import printable
+from adfify.threads import one_at_a_time
 
 _CHECKED_BATCHES = (1, 3)
 
@@ -116,6 +117,7 @@ class _Plain(nn.Module):
         )
 
 
+@one_at_a_time
 def export(network: ADFNetwork, examples: tuple[Any, ...]) -> Exported:
     """Export a network in eval mode, with any batch size where that is possible, and check what came out.
 

@@ -29,6 +29,7 @@ from adfify import (
     locations,
     reading,
     state,
+    threads,
     two_calls,
     two_runs,
     verification,
@@ -220,15 +221,22 @@ class _Tracer(fx.Tracer):
         self.swapped = ""
         self._stop: Exception | None = None
         self._autocast = _autocast()
+        self._untraced = threads.Module()
         self._weights: dict[nn.Module, dict[str, Tensor | None]] = {}
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
         """The graph of a model, unless something in it could not be followed, whether forward minds that or not."""
         self._weights = {module: {**module._parameters, **module._buffers} for module in root.modules()}
+        self._untraced = threads.Module()
         graph = super().trace(root, concrete_args)
         if self._stop is not None:
             raise self._stop
         return graph
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """See :meth:`torch.fx.Tracer.create_args_for_root`, and Note [Bystanders]."""
+        forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return self._untraced.for_others(forward), args
 
     def stop(self, why: str) -> NoReturn:
         """Give up: see Note [An error that forward catches]."""
@@ -247,13 +255,17 @@ class _Tracer(fx.Tracer):
             raise
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """See :meth:`torch.fx.Tracer.call_module`."""
+        """See :meth:`torch.fx.Tracer.call_module`, and Note [Bystanders]."""
+        if self._untraced.is_bystander:
+            return forward(*args, **kwargs)
         for part in m.modules() if _is_leaf(m, self.rules) else ():
             self._note_swapped(part)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """See :meth:`torch.fx.Tracer.getattr`."""
+        """See :meth:`torch.fx.Tracer.getattr`, and Note [Bystanders]."""
+        if self._untraced.is_bystander:
+            return attr_val
         if isinstance(attr_val, Tensor):
             for part in self._weights:
                 if part._parameters.get(attr) is attr_val or part._buffers.get(attr) is attr_val:
