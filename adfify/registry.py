@@ -329,14 +329,18 @@ def supported() -> list[Rule]:
 # Note [Libraries that bring their own layers]
 # Classes of timm and torchvision can only be registered once those are imported, and importing them costs
 # seconds. A model that has such layers has already imported its library, so that is when the rules come.
-EXTENSIONS = {"timm.layers": "adfify.nn.timm_layers", "torchvision.ops": "adfify.nn.torchvision_ops"}
+EXTENSIONS = {
+    "timm.layers": ("adfify.nn.timm_layers",),
+    "torchvision.ops": ("adfify.nn.torchvision_ops", "adfify.nn.torchvision_regions"),
+}
 
 
 def load_extensions() -> None:
     """Register the rules for the classes of those libraries that are already imported."""
-    for library, rules in EXTENSIONS.items():
-        if library in sys.modules and rules not in sys.modules:
-            importlib.import_module(rules)
+    for library, files in EXTENSIONS.items():
+        for rules in files if library in sys.modules else ():
+            if rules not in sys.modules:
+                importlib.import_module(rules)
 
 
 # Note [An aten overload is the torch function of its name]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from oracles import assert_within, z_limit
 from tiny import ByExport
 from torch import Tensor, nn
+from torchvision import ops
 
 import adfify
 from adfify import Moments
@@ -159,3 +160,87 @@ def test_a_spatial_transformer_converts(engine: str) -> None:
     assert (got.std.mean() / truth.variance.sqrt().mean() - 1).abs() < 0.1
     joint = adf.joint(x, outputs=[7, 90])
     torch.testing.assert_close(joint.std, truth.variance.sqrt().flatten(1)[:, [7, 90]], rtol=0.1, atol=0)
+
+
+# Regions
+
+BOXES = torch.tensor([[0, 1.0, 0.5, 9, 7], [1, 3, 2, 4.5, 9], [0, -2, -3, 20, 6], [1, 8, 7, 30, 40]]).double()
+
+
+class Head(nn.Module):
+    """A convolution, and what is read of it within boxes."""
+
+    def __init__(self, pool: nn.Module, boxes: Tensor | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 1)
+        self.pool = pool
+        self.register_buffer("boxes", BOXES if boxes is None else boxes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.conv(x), self.boxes)
+
+
+POOLS = [
+    ops.RoIAlign((3, 2), 0.5, -1),
+    ops.RoIAlign(2, 0.5, 2, aligned=True),
+    ops.PSRoIAlign(2, 0.5, -1),
+    ops.PSRoIPool(2, 0.5),
+]
+
+
+@pytest.mark.parametrize("engine", ["fx", "export"])
+@pytest.mark.parametrize("pool", POOLS, ids=repr)
+def test_averages_within_certain_boxes_are_a_linear_map(pool: nn.Module, engine: str) -> None:
+    """With one channel before the convolution, the noise of neighbours does not meet: one pass is exact."""
+    torch.manual_seed(5)
+    model = Head(pool).double().eval()
+    x = uncertain(seeded(2, 1, 7, 6))
+    adf = adfify.adfify(model if engine == "fx" else ByExport(model), example_inputs=(x.mean,))
+    is_linear_map(model, x, adf(x))
+
+
+@pytest.mark.parametrize("engine", ["fx", "export"])
+def test_maxima_within_certain_boxes_agree_with_draws(engine: str) -> None:
+    torch.manual_seed(6)
+    model = Head(ops.RoIPool((2, 3), 0.5)).double().eval()
+    x = uncertain(seeded(2, 1, 7, 6))
+    adf = adfify.adfify(model if engine == "fx" else ByExport(model), example_inputs=(x.mean,))
+    (truth,) = oracles.monte_carlo(lambda x: (model(x),), [x], [adf(x)], 20_000)
+    std = truth.variance.sqrt()
+    assert_within(truth.mean_error, 0.01 * std + 5 * truth.mean_deviation, "mean")
+    assert_within(adf(x).std - std, 0.01 * std + 5 * truth.std_deviation, "std")
+
+
+def test_few_boxes_at_a_time_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, boxes = uncertain(seeded(2, 4, 7, 6)), BOXES
+    whole = [adfify.nn.torchvision_regions.roi_align(x, boxes, 2), adfify.nn.torchvision_regions.roi_pool(x, boxes, 2)]
+    monkeypatch.setattr("adfify.nn.torchvision_regions._AT_ONCE", 1)
+    single = [adfify.nn.torchvision_regions.roi_align(x, boxes, 2), adfify.nn.torchvision_regions.roi_pool(x, boxes, 2)]
+    for one, other in zip(whole, single, strict=True):
+        torch.testing.assert_close(one.variance, other.variance, rtol=1e-12, atol=0)
+
+
+class Pyramid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = ops.MultiScaleRoIAlign(["fine", "coarse"], 2, 2, canonical_scale=8, canonical_level=2)
+        self.boxes = [torch.tensor([[1.0, 2, 6, 5], [2, 3, 15, 16], [0, 0, 9, 9]]).double()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool({"fine": x, "coarse": x[:, :, ::2, ::2]}, self.boxes, [(16, 16)])
+
+
+def test_a_pyramid_is_read_at_the_level_of_each_box() -> None:
+    x = uncertain(seeded(1, 2, 8, 8))
+    is_linear_map(Pyramid(), x, adfify.adfify(Pyramid())(x))
+
+
+@pytest.mark.parametrize("engine", ["fx", "export"])
+def test_uncertain_boxes_are_a_gap_in_the_plan(engine: str) -> None:
+    class Uncertain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return ops.roi_align(x, [x[0, 0, :2, :4]], 2)
+
+    with pytest.raises(UnsupportedOpsError, match="is uncertain here, and the rule") as caught:
+        adfify.adfify(Uncertain() if engine == "fx" else ByExport(Uncertain()), example_inputs=(seeded(1, 1, 6, 6),))
+    assert "test_places.py" in str(caught.value)
