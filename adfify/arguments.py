@@ -12,7 +12,7 @@ from torch import fx, nn
 from adfify import call_forms
 from adfify.call_forms import nodes_in
 from adfify.registry import Rule, Target
-from adfify.signatures import Place, Takes, parameter_at, takes
+from adfify.signatures import Place, Takes, admits, parameter_at, takes
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,13 @@ def fit(node: fx.Node, target: Target, rule: Rule, module: nn.Module | None, unc
             return (
                 f"its argument '{parameter.name}' is uncertain here, and the rule {rule.name} takes it only as certain"
             )
+        if kind is Takes.EITHER and parameter.kind is not parameter.VAR_POSITIONAL:
+            for known in (value, *_constants(value)):
+                if not admits(parameter.annotation, known):
+                    return (
+                        f"its argument '{parameter.name}' is {known!r:.60} here, and the rule {rule.name} takes it as "
+                        f"{inspect.formatannotation(parameter.annotation)}; give a tensor"
+                    )
         if kind is Takes.MOMENTS:
             for known in _constants(value):
                 return (

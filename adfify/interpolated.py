@@ -23,7 +23,7 @@ from adfify.averages import Average, Values
 from adfify.gaussian import interpolation, student
 from adfify.joint import Question
 from adfify.moments import Attribution, JointMoments
-from adfify.noisy import LEAST_CHUNK, Draws, Original, Source, gradients
+from adfify.noisy import FREE, LEAST_CHUNK, Draws, Original, Source, gradients, most_in_a_pass
 from adfify.rare import LARGER, OTHER, UNLIKE, UNSURE, Look, by_one_pass
 
 TOLERANCE, MOST_PAIRS = 0.02, 4
@@ -36,14 +36,14 @@ SURE = 14.0
 """By how many of its standard errors the std of values has to be larger to be believed more than gradients."""
 WITHIN, LEAST = 0.6, 4e-6
 """Relative variance of one pair's estimate over d^2; see Note [What decides the cost]. And what it is at least."""
-EASY_TOLERANCE, FREE, MORE, MOST_FREE = 0.008, 2**18, 16, 2**14
-"""For small networks: their tolerance, the activations of a pass that takes little, and how many pairs there may be."""
+EASY_TOLERANCE, MORE, MOST_FREE = 0.008, 16, 2**14
+"""For small networks: their tolerance, how many more pairs when they are cheap, and how many there may be."""
 
 
 def moments(question: Question) -> JointMoments:
     """Of one picture."""
     original = Original(question.network, question.precision)
-    chunk = question.request.chunk_size or max(LEAST_CHUNK, FREE // max(1, question.layout.activations))
+    chunk = question.request.chunk_size or most_in_a_pass(question.layout.activations)
     return _Estimate(original, question, chunk).run()
 
 

@@ -30,7 +30,7 @@ from adfify.layout import (
     unlike,
 )
 from adfify.moments import JointMoments, Moments, as_moments, is_moments
-from adfify.noisy import Original, Precision, autocast_state
+from adfify.noisy import Original, Precision, autocast_state, most_in_a_pass
 
 if TYPE_CHECKING:
     from adfify.network import ADFNetwork
@@ -213,6 +213,9 @@ def layout_along(original: Original, which: str | int | None, inputs: Inputs) ->
         raise Mixed(f"{a.count} examples have {block.length} elements along axis {block.index} of the output")
     at = Axis(block.index, block.length // a.count)
     _same_in_the_whole(original, inputs, name, at, rough)
+    each = max(1, (more - fewer) // a.count)
+    if a.count == 1:
+        _same_among_many(original, a, leaves[:2], name, at, each)
     where = [grown(torch.empty(x, device="meta"), torch.empty(y, device="meta"))
              for x, y in zip(masks, other_masks, strict=True)]  # fmt: skip
     held = tuple(None if axis is None else Axis(axis.index, axis.length // a.count) for axis in where)
@@ -226,7 +229,7 @@ def layout_along(original: Original, which: str | int | None, inputs: Inputs) ->
         at,
         held,
         2 if squeezed else 1,
-        max(1, (more - fewer) // a.count),
+        each,
         tuple(at.of_each(alone.reshape(expected), 1).shape[1:]),
     )
 
@@ -249,6 +252,21 @@ def _same_in_the_whole(original: Original, inputs: Inputs, name: str, at: Axis, 
             alone.reshape(whole[row].shape), whole[row], (whole[0] - whole[-1]).abs(), rough
         ):
             raise Mixed("an example's output is another in the whole batch than alone")
+
+
+def _same_among_many(
+    original: Original, one: Inputs, results: Sequence[Tensor], name: str, at: Axis, activations: int
+) -> None:
+    """Raise Mixed where an example is another among as many as there are noisy inputs in one pass: `max(x.shape)`."""
+    many = most_in_a_pass(activations)
+    together = at.apart(named(original.without_noise(one.rows([0] * many))[0])[name], many)
+    other = at.apart(results[1], 2)[0]
+    alone = results[0].reshape(other.shape)
+    for row in (0, many - 1):
+        if together[row].shape != alone.shape or not alike(
+            alone, together[row], (alone - other).abs(), original.precision[2]
+        ):
+            raise Mixed(f"an example's output is another among {many} noisy inputs in one pass than alone")
 
 
 def _method(question: Question) -> Callable[[Question], JointMoments]:

@@ -24,8 +24,14 @@ from adfify.nn.module import counterpart
 # The noise of a draw depends on the seed, the draw's number and the input's name, and on nothing else: so the answer
 # for a picture is the same alone, in any batch, and in chunks of any size.
 
-LEAST_CHUNK = 8
-"""Noisy inputs in one pass of a large network: more are slower on a CPU."""
+LEAST_CHUNK, FREE = 8, 2**18
+"""Noisy inputs in one pass of a large network: more are slower on a CPU. Activations of a pass that takes little."""
+
+
+def most_in_a_pass(activations: int) -> int:
+    """How many noisy inputs there are in a pass of a network with so many activations for each, if nobody says."""
+    return max(LEAST_CHUNK, FREE // max(1, activations))
+
 
 _QUASI_RANDOM_DIMENSIONS = 2048
 

@@ -215,7 +215,7 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".") and real not in visited]
         for name in files if real not in visited else ():
             path = Path(here, name)
-            if path.suffix.lower() in suffixes and not name.startswith(".") and path.is_file():
+            if path.suffix.lower() in suffixes and not name.startswith(".") and (path.is_file() or path.is_symlink()):
                 yield path
         visited.add(real)
 

@@ -365,6 +365,14 @@ def names_of(target: Target) -> Iterator[Target]:
     for name in dict.fromkeys((packet.__name__, packet.__name__.rstrip("_"))):
         yield from (getattr(home, name) for home in homes if hasattr(home, name))
         yield name
+        yield f".{_ATTRIBUTES.get(name, name)}"
+        family, _, rest = name.partition("_")
+        if family in ("special", "linalg", "fft"):
+            yield getattr(getattr(torch, family), rest, target)
+
+
+_ATTRIBUTES = {"numpy_T": "T", "matrix_H": "H"}
+"""Of a tensor, by what aten calls them."""
 
 
 def _known_as(target: Target) -> Target:

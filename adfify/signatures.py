@@ -8,7 +8,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from adfify.moments import ComplexMoments, Moments
@@ -91,6 +91,33 @@ def _kinds(hint: Any) -> tuple[bool, bool]:
         kinds = [_kinds(part) for part in values]
         return any(random for random, _ in kinds), any(certain for _, certain in kinds)
     return False, True
+
+
+def admits(hint: Any, value: Any) -> bool:
+    """Whether a hint allows for a Python number or a list: what a rule for tensors might be given by its place.
+
+    Of a list, what is in it is not looked at; what is neither a number nor a list is allowed.
+    """
+    parts = set(_parts(hint))
+    if parts & {inspect.Parameter.empty, Any, object} or any(isinstance(part, typing.TypeVar) for part in parts):
+        return True
+    kinds = [part for part in parts if isinstance(part, type)]
+    if isinstance(value, list | tuple):
+        return any(_is_container(kind) for kind in kinds) or not isinstance(value, list)
+    if isinstance(value, int | float | complex):
+        return any(issubclass(kind, int | float | complex) for kind in kinds) or len(kinds) < len(parts)
+    return True
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """The types that a hint is made of."""
+    origin = typing.get_origin(hint)
+    if origin is None:
+        yield hint
+        return
+    yield origin
+    for part in typing.get_args(hint):
+        yield from _parts(part)
 
 
 def _is_container(origin: Any) -> bool:

@@ -24,7 +24,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".th")
 """``.tar`` as in model_best.pth.tar, which no tar program has seen."""
 
 # Where training scripts put the state dict. The averaged weights come first: they are what was evaluated.
-_ENTRIES = ("state_dict_ema", "state_dict", "model_state_dict", "model", "net")
+_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 5
 
@@ -168,7 +168,8 @@ def _needed(keys: set[str]) -> set[str]:
 def _unwrapped(state: State) -> Iterator[State]:
     """The state dict as it is, and without the prefixes of wrappers, the least changed first."""
     yield state
-    current = dict(state)
+    # torch.optim.swa_utils.AveragedModel counts what it has averaged beside `module.`
+    current = {key: value for key, value in state.items() if key != "n_averaged"}
     while any(all(key.startswith(prefix) for key in current) for prefix in _WRAPPERS):
         prefix = next(p for p in _WRAPPERS if all(key.startswith(p) for key in current))
         current = {key.removeprefix(prefix): value for key, value in current.items()}

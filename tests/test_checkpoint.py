@@ -133,6 +133,12 @@ def test_averaged_weights_come_first(tmp_path, state):
     assert_same(opened(tmp_path, {"state_dict": other, "state_dict_ema": state}).model, state)
 
 
+def test_a_model_averaged_by_torch_is_read(tmp_path, plain, state):
+    other = {name: torch.zeros_like(value) for name, value in state.items()}
+    averaged = torch.optim.swa_utils.AveragedModel(plain).state_dict()
+    assert_same(opened(tmp_path, {"model": other, "model_ema": averaged}).model, state)
+
+
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "model."]
 )

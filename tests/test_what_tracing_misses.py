@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from adfify import Moments, adfify
-from adfify.errors import AdfifyError, ModelError
+from adfify.errors import AdfifyError, InputError, ModelError, UnsupportedOpsError
 from adfify.gaussian import elementary
+from adfify.registry import RULES, Rules
 
 X = torch.linspace(-1.3, 1.7, 24, dtype=torch.float64).reshape(4, 6)
 GENERATOR = torch.Generator()
@@ -244,3 +245,56 @@ def test_a_trained_power_has_finite_gradients():
     of_whole = elementary.whole_power(mean, torch.full((4,), 0.04), 3)
     (expected,) = torch.autograd.grad(of_whole[0].sum() + of_whole[1].sum(), mean)
     torch.testing.assert_close(gradients[0], expected, rtol=1e-3, atol=1e-3)
+
+
+class ByScalar(nn.Module):
+    def forward(self, x):
+        return torch.scatter(x, 1, torch.zeros(4, 1, dtype=torch.long), 2.0)
+
+
+class LargestSize(nn.Module):
+    def forward(self, x):
+        return x * max(x.shape)  # 6 for few examples, and as many as there are for many
+
+
+def test_a_number_that_is_scattered_is_certain():
+    out = adfify(ByScalar(), X)(X)
+    assert (out.mean[:, 0] == 2).all() and (out.variance[:, 0] == 0).all() and (out.variance[:, 1:] > 0).all()
+
+
+def test_joint_tries_as_many_examples_as_it_has_noisy_inputs():
+    adf = adfify(LargestSize(), X)
+    noisy = Moments(X, torch.full_like(X, 1e-4))
+    with pytest.raises(InputError, match=r"among \d+ noisy inputs in one pass"):
+        adf.joint(noisy)
+    whole = adf.joint(noisy, batched=(), outputs="all")
+    np.testing.assert_allclose(whole.std, 0.06, rtol=0.1)
+
+
+class OfTensors(nn.Module):
+    def forward(self, x):
+        return both_halves(x, 0.5)
+
+
+def both_halves(x, y):
+    return x + y
+
+
+def test_a_number_where_a_rule_says_tensors_is_a_gap_in_the_plan():
+    rules = Rules(RULES)
+
+    @rules.register(both_halves)
+    def of_moments(x: Moments, y: Moments | torch.Tensor) -> Moments:
+        return Moments(x.mean + y.mean, x.variance)
+
+    with pytest.raises(UnsupportedOpsError, match=r"its argument 'y' is 0\.5 here"):
+        adfify(OfTensors(), rules=rules)  # with an example, torch.export would look into it
+
+
+@pytest.mark.parametrize("attribute", ["T", "mT", "H"])
+def test_torch_export_reads_attributes_as_torch_fx_does(attribute):
+    class Net(nn.Module):
+        def forward(self, x):
+            return getattr(x, attribute) if x.shape[0] > 1 else x
+
+    torch.testing.assert_close(adfify(Net(), X)(X).mean, X.T)

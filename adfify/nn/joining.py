@@ -57,7 +57,8 @@ def column_stack(tensors: Sequence[Moments | Tensor]) -> Moments:
 
 @copy(torch.block_diag, torch.functional.block_diag, cases=[case(Uncertain((2, 3)), Certain((2, 2)), Uncertain((3,)))])
 def block_diag(*tensors: Moments | Tensor) -> Moments:
-    return of_several(lambda parts: torch.block_diag(*parts), tensors)  # type: ignore[no-untyped-call]
+    given = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)) else tensors
+    return of_several(lambda parts: torch.block_diag(*parts), given)  # type: ignore[no-untyped-call]
 
 
 @view(torch.broadcast_tensors, torch.functional.broadcast_tensors, cases=[case(Uncertain((2, 1)), Uncertain((3,)))])

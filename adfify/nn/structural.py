@@ -103,9 +103,14 @@ def transpose(input: Moments, dim0: int, dim1: int) -> Moments:
     return both(torch.transpose, input, dim0, dim1)
 
 
-@structural(torch.t, "t", ".T", cases=[case(Uncertain((2, 3)))])
+@structural(torch.t, "t", cases=[case(Uncertain((2, 3)))])
 def t(input: Moments) -> Moments:
     return both(torch.t, input)
+
+
+@structural(".T", cases=[case(Uncertain((2, 3))), case(Uncertain((2, 3, 4)))])
+def reversed_axes(input: Moments) -> Moments:
+    return both(torch.permute, input, tuple(reversed(range(input.mean.dim()))))
 
 
 @structural(".mT", cases=[case(Uncertain((2, 3, 4)))])

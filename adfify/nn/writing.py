@@ -174,9 +174,12 @@ def index_put(
     return _both_of_two(put, input, values)
 
 
-@written(torch.scatter, "scatter", cases=_FUNCTIONAL)
+@written(torch.scatter, "scatter", cases=[*_FUNCTIONAL, case(Uncertain((2, 3)), 1, _PLACES, 2.5)])
 @written("scatter_", cases=_WRITING)
-def scatter(input: Moments | Tensor, dim: int, index: Tensor, src: Moments | Tensor) -> Moments:
+def scatter(input: Moments | Tensor, dim: int, index: Tensor, src: Moments | Tensor | float) -> Moments:
+    if not isinstance(src, Moments | Tensor):
+        like = input.mean if isinstance(input, Moments) else input
+        src = like.new_full((), src).expand(index.shape)
     return _both_of_two(lambda x, y: torch.scatter(x, dim, index, y), input, src)
 
 
