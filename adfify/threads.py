@@ -17,7 +17,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
-P, Result = ParamSpec("P"), TypeVar("Result")
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 _TURN = threading.RLock()
 
@@ -59,7 +60,7 @@ class Module:
             def looked_up(module: nn.Module, name: str) -> Any:
                 return (self._look_up if self.is_bystander else look_up)(module, name)
 
-            nn.Module.__call__, nn.Module.__getattr__ = called, looked_up  # type: ignore[method-assign, assignment]
+            nn.Module.__call__, nn.Module.__getattr__ = called, looked_up  # type: ignore[method-assign]
             try:
                 return forward(*args)
             finally:
