@@ -36,9 +36,9 @@ def plain_types() -> list[Allowed]:
         (_as_dict, "collections.defaultdict"), (_as_list, "collections.deque"),
         datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone,
         decimal.Decimal, fractions.Fraction,
-        (list, "builtins.list"), (dict, "builtins.dict"), (int, "builtins.int"), (float, "builtins.float"),
-        (str, "builtins.str"), (bool, "builtins.bool"), (tuple, "builtins.tuple"), (frozenset, "builtins.frozenset"),
-        (range, "builtins.range"), (slice, "builtins.slice"),
+        *((_of_things(kind), f"builtins.{kind.__name__}") for kind in (list, dict, tuple, frozenset)),
+        (int, "builtins.int"), (float, "builtins.float"), (str, "builtins.str"), (bool, "builtins.bool"),
+        (_as_text, "builtins.range"), (slice, "builtins.slice"),
         *_paths(),
         (_dtype, "numpy.dtype"), numpy.ndarray,
         *(type(scalar) for scalar in scalars), *(scalar.type for scalar in scalars),
@@ -59,6 +59,22 @@ def _paths() -> list[Allowed]:
 def _as_dict(*_: Any) -> dict[Any, Any]:
     """For containers that torch's reader can't fill: a plain one."""
     return {}
+
+
+def _of_things(kind: type) -> Callable[..., Any]:
+    """A container of what is there already: one of a range, or of a million zero bytes, would be made of nothing."""
+
+    def made(things: Any = ()) -> Any:
+        if not isinstance(things, (list, tuple, dict, set, frozenset)):
+            raise ValueError(f"a {kind.__name__} of a {type(things).__name__} is no plain data")
+        return kind(things)
+
+    return made
+
+
+def _as_text(*bounds: int) -> str:
+    """A range as text: it would be made into a list of any length by whoever reads it."""
+    return f"range{bounds}"
 
 
 def _as_list(*_: Any) -> list[Any]:

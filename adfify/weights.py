@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adfify import state_tensors
 from adfify.errors import CheckpointError
 from adfify.files_on_disk import existing_file
 from adfify.plain_types import plain_types
 from adfify.preprocessing import needs
 from adfify.printable import printable
-
-State = Mapping[str, Tensor]
+from adfify.state_tensors import State
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".th")
 """``.tar`` as in model_best.pth.tar, which no tar program has seen."""
@@ -26,7 +27,9 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".th")
 # Where training scripts put the state dict. The averaged weights come first: they are what was evaluated.
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 _WRAPPERS = ("module.", "_orig_mod.")
-_SHOWN = 5
+_SHOWN, _LONGEST_KEY = 5, 80
+_PICKLE = 1 << 26  # bytes: what stands before the tensors' own
+_DEEPEST = 8  # entries within entries
 
 
 def read_state(path: str | Path) -> tuple[State, str]:
@@ -44,10 +47,13 @@ def read_state(path: str | Path) -> tuple[State, str]:
         )
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     entry = ""
-    while isinstance(content, Mapping):
-        if content and all(isinstance(value, Tensor) for value in content.values()):
-            return content, f"{file}{f' ({entry})' if entry else ''}"
-        found = next((name for name in _ENTRIES if isinstance(content.get(name), Mapping)), None)
+    for _ in range(_DEEPEST):  # a dictionary can hold itself
+        if state_tensors.is_state(content):
+            origin = f"{file}{f' ({entry})' if entry else ''}"
+            return state_tensors.checked(content, printable(origin)), origin
+        found = None
+        if isinstance(content, Mapping):
+            found = next((name for name in _ENTRIES if isinstance(content.get(name), Mapping)), None)
         if found is None:
             break
         entry, content = f"{entry}.{found}".removeprefix("."), content[found]
@@ -61,8 +67,13 @@ def read_state(path: str | Path) -> tuple[State, str]:
 def _described(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"of type {type(content).__name__}"
-    keys = ", ".join(repr(key) for key in list(content)[:_SHOWN])
+    keys = ", ".join(_key(key) for key in list(content)[:_SHOWN])
     return f"a dictionary with {len(content)} entries ({keys}{' ...' if len(content) > _SHOWN else ''})"
+
+
+def _key(key: Any) -> str:
+    # Of another type its repr could be of any length.
+    return printable(repr(key[:_LONGEST_KEY])) if isinstance(key, str) else f"a key of type {type(key).__name__}"
 
 
 def _read_safetensors(file: Path) -> State:
@@ -70,8 +81,9 @@ def _read_safetensors(file: Path) -> State:
     try:
         state: State = needs("safetensors.torch").load_file(file)
         return state
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{printable(file)} is not a safetensors file, or is damaged: {error}") from error
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+        said = printable(str(error).partition("\n")[0][:300])
+        raise CheckpointError(f"{printable(file)} is not a safetensors file, or is damaged: {said}") from error
 
 
 def _read_pickle(file: Path) -> Any:
@@ -80,6 +92,7 @@ def _read_pickle(file: Path) -> Any:
             f"{printable(file)} is a TorchScript program, which holds code. Make the network in Python and save its "
             "weights: torch.save(torch.jit.load(path).state_dict(), new_path)."
         )
+    _refuse_bombs(file)
     try:
         # Only what is not allowed already: at its end, torch's context takes away all that it was given.
         allowed = torch.serialization.get_safe_globals()
@@ -87,6 +100,32 @@ def _read_pickle(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and pickle raise nearly any type on foreign bytes
         raise CheckpointError(_why_unreadable(file, error)) from error
+
+
+# Note [A small file that grows]
+# torch writes nothing compressed, but would unpack it. A pickle can ask for a bytearray of any length, and torch's
+# reader of weights makes it; no checkpoint has one.
+def _refuse_bombs(file: Path) -> None:
+    if any(b"bytearray" in pickled for pickled in _pickles(file)):
+        raise CheckpointError(f"{printable(file)} holds a bytearray, which no checkpoint has and which can be endless.")
+
+
+def _pickles(file: Path) -> Iterator[bytes]:
+    if not zipfile.is_zipfile(file):
+        with file.open("rb") as opened:
+            yield opened.read(_PICKLE)
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    name = printable(entry.filename[:_LONGEST_KEY])
+                    raise CheckpointError(f"{printable(file)} holds {name} compressed, which torch never writes.")
+                if entry.filename.endswith(".pkl"):
+                    with archive.open(entry) as member:
+                        yield member.read(_PICKLE)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{printable(file)} is a damaged archive: {printable(error)}") from error
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:
@@ -137,10 +176,16 @@ def fill(model: nn.Module, state: State, spec: str, origin: str) -> None:
     forms = list(_unwrapped(state))
     fitting = next((form for form in forms if _same_keys(form, expected)), None)
     chosen = min(forms, key=lambda form: len(form.keys() ^ expected.keys())) if fitting is None else fitting
+    shown = printable(origin)
+    different = _difference(chosen, expected, spec, origin)
+    if different:
+        raise CheckpointError(different)
+    state_tensors.refuse_unfit(chosen, expected, shown)
     try:
         model.load_state_dict(chosen, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(_difference(chosen, expected, spec, origin) or f"{printable(origin)}: {error}") from error
+        raise CheckpointError(f"{shown}: {error}") from error
+    state_tensors.refuse_values(model, shown)
 
 
 def classes_in(state: State, model: nn.Module) -> int | None:
@@ -166,20 +211,35 @@ def _needed(keys: set[str]) -> set[str]:
 
 
 def _unwrapped(state: State) -> Iterator[State]:
-    """The state dict as it is, and without the prefixes of wrappers, the least changed first."""
+    """The state dict as it is, and without the prefixes of wrappers, the least changed first.
+
+    Raises:
+        CheckpointError: two keys are the same one without the prefixes.
+    """
     yield state
     # torch.optim.swa_utils.AveragedModel counts what it has averaged beside `module.`
     current = {key: value for key, value in state.items() if key != "n_averaged"}
     while any(all(key.startswith(prefix) for key in current) for prefix in _WRAPPERS):
         prefix = next(p for p in _WRAPPERS if all(key.startswith(p) for key in current))
-        current = {key.removeprefix(prefix): value for key, value in current.items()}
+        current = _renamed(current, {key: key.removeprefix(prefix) for key in current})
         yield current
     # A submodule that was compiled by itself has the prefix in the middle.
-    current = {key.replace("_orig_mod.", ""): value for key, value in current.items()}
+    current = _renamed(current, {key: key.replace("_orig_mod.", "") for key in current})
     yield current
     if all(key.startswith("model.") for key in current):  # a Lightning module, or a wrapper of the user's own
-        inner = {key.removeprefix("model."): value for key, value in current.items()}
-        yield from _unwrapped(inner)
+        yield from _unwrapped(_renamed(current, {key: key.removeprefix("model.") for key in current}))
+
+
+def _renamed(state: State, names: Mapping[str, str]) -> dict[str, Tensor]:
+    renamed = {names[key]: value for key, value in state.items()}
+    if len(renamed) < len(state):
+        count = Counter(names.values())
+        both = [key for key, name in names.items() if count[name] > 1][:2]
+        raise CheckpointError(
+            f"the file has two keys for one parameter, {' and '.join(map(printable, both))}: nothing says which one is "
+            "right."
+        )
+    return renamed
 
 
 def _difference(state: State, expected: State, spec: str, origin: str) -> str:
