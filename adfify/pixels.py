@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # from the largest value that happens to be in the picture: a dark picture is to stay dark. Where the format defines
 # none (32-bit integers hold counts of anything, floats outside [0, 1] too), the picture is refused.
 
+LARGEST = 1 << 29
+"""Bytes of a picture's pixels: 178 million in colour, as PIL's own limit is."""
+
 Range = tuple[float, float]
 """The values of black and of white."""
 
@@ -93,3 +96,13 @@ def in_colours(picture: Image.Image, channels: int) -> Image.Image:
         raise DataError(
             f"its pixels are of mode {picture.mode}, which PIL can't convert to {mode}: {error}."
         ) from error
+
+
+def refuse_huge(picture: Image.Image) -> None:
+    """Raise DataError for a picture of more than `LARGEST` bytes, which its header says before anything is decoded."""
+    width, height = picture.size
+    bytes_each = 4 if picture.mode.startswith(_DEEP) else len(picture.getbands())
+    if width * height * bytes_each > LARGEST:
+        raise DataError(
+            f"it has {width} x {height} pixels of mode {picture.mode}, and at most {LARGEST:,} bytes are read"
+        )

@@ -229,7 +229,10 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> Tensor:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise DataError("it is a folder" if path.is_dir() else "it is a pipe, a socket or a device")
         with Image.open(path) as picture:
+            pixels.refuse_huge(picture)
             range_ = pixels.range_of(picture)
             upright = pixels.in_unit_range(ImageOps.exif_transpose(picture), range_)
             upright.load()
@@ -243,8 +246,9 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> Tensor:
         raise DataError(f"{printable(path)} can't be read: {why}") from error
     try:
         return preprocessing.tensor(upright)
-    except DataError as error:
-        raise DataError(f"{printable(path)} can't be read: {error}") from error
+    except (DataError, MemoryError) as error:
+        why = str(error) or "there is not enough memory for it"
+        raise DataError(f"{printable(path)} can't be read: {why}") from error
 
 
 def read_batches(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adfify import pixels, records
-from adfify.errors import CheckpointError, InputError
+from adfify.errors import CheckpointError, DataError, InputError
 from adfify.printable import printable
 
 if TYPE_CHECKING:
@@ -145,17 +145,30 @@ class Preprocessing:
 
         Raises:
             InputError: the network takes neither grey nor colour pictures.
-            DataError: nothing says what the picture's values mean; see Note [A picture's range is its format's].
+            DataError: nothing says what the picture's values mean, see Note [A picture's range is its format's]; or it
+                is so narrow that it can't be resized.
             CheckpointError: the library is not installed.
         """
         channels = self.input_size[0]
         if channels not in (1, 3):
             raise InputError(f"the network takes {channels} channels, and a picture has 1 or 3; give it tensors.")
+        self._refuse_narrow(*picture.size)
         shown = pixels.in_unit_range(picture, pixels.range_of(picture))
         if shown.mode == "F":
             return torch.cat([self._channel(shown, channel) for channel in range(channels)])
         result: Tensor = self._transform(self.mean, self.std)(pixels.in_colours(shown, channels))
         return result
+
+    def _refuse_narrow(self, width: int, height: int) -> None:
+        """Raise DataError where the longer side, in proportion to the shorter one, comes out too long."""
+        crop = self.input_size[1:]
+        shorter = self.resize_size or max(crop) / self.crop_pct
+        kept = shorter * shorter * max(width, height) / max(1, min(width, height))
+        if self.crop_mode == "center" and kept * self.input_size[0] > pixels.LARGEST:
+            raise DataError(
+                f"it has {width} x {height} pixels, and its shorter side is resized to {shorter:.0f}, which would make "
+                f"{kept:.3g} of them: crop it first"
+            )
 
     def _channel(self, floats: Image.Image, channel: int) -> Tensor:
         """``[1, H, W]``, one channel of a grey picture of floats in [0, 1], which resizing rounds nowhere."""
