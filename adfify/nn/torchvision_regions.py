@@ -204,7 +204,8 @@ def aten_roi_pool(
         index = places[some].flatten(1).unsqueeze(1).expand(-1, input.mean.shape[1], -1)
         outside = absent[some].unsqueeze(1)
         mean, variance = (
-            part.flatten(2)[rois[some, 0].long()].gather(2, index).unflatten(2, places.shape[1:]) for part in input  # type: ignore[no-untyped-call]
+            part.flatten(2)[rois[some, 0].long()].gather(2, index).unflatten(2, places.shape[1:])
+            for part in input  # type: ignore[no-untyped-call]
         )
         best = largest(mean.masked_fill(outside, lowest(mean)), variance.masked_fill(outside, 0.0), (-1,))
         empty = outside.all(-1)
