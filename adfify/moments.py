@@ -232,6 +232,9 @@ def as_moments(value: Any, noise_variance: float, name: str = "input") -> Any:
         raise InputError(
             f"input '{name}' is {_describe(value)}; give a floating-point Tensor, or Moments(mean, variance)."
         )
+    if value.is_nested or value.layout is not torch.strided:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise InputError(f"input '{name}' is a {kind} tensor; give a dense one (to_dense(), to_padded_tensor(0.0)).")
     if not value.is_floating_point():
         raise InputError(
             f"input '{name}' is {_describe(value)}, and was taken as uncertain when the model was converted. "

@@ -52,9 +52,12 @@ class Snapshot:
 
     Args:
         root: the model.
+        runs: whether it will be run, and not only traced: its forward may write into its own parameters then
+            (nn.Embedding with max_norm), so a copy of them is kept.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, runs: bool = False) -> None:
+        self._runs = runs
         self._kept: list[_Kept] = []
         self._seen: dict[int, Any] = {}  # the objects themselves, so that no id is used twice
         self._queue: list[tuple[str, Any]] = [("", root)]
@@ -202,8 +205,9 @@ class Snapshot:
         if value.grad is not None:
             self._queue.append((f"{path}.grad", value.grad))
         requires_grad, grad, plain = value.requires_grad, value.grad, _is_plain(value)
-        # A copy of all weights would be dear, and torch.fx runs nothing on them.
-        content = value.detach().clone() if plain and not isinstance(value, nn.Parameter) else None
+        # A copy of all weights would be dear where nothing is run on them.
+        is_copied = plain and (self._runs or not isinstance(value, nn.Parameter))
+        content = value.detach().clone() if is_copied else None
 
         def changes() -> list[str]:
             return [path] if content is not None and not _equal(value, content) else []
@@ -252,9 +256,9 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 @contextmanager
-def untouched(root: nn.Module) -> Iterator[Snapshot]:
-    """Undo whatever happens to a model within."""
-    snapshot = Snapshot(root)
+def untouched(root: nn.Module, runs: bool = False) -> Iterator[Snapshot]:
+    """Undo whatever happens to a model within; for ``runs`` see :class:`Snapshot`."""
+    snapshot = Snapshot(root, runs)
     try:
         yield snapshot
     finally:

@@ -37,7 +37,7 @@ def refuse_state(root: nn.Module, signature: CallSignature, tensors: tuple[Any, 
 
 def _outputs(root: nn.Module, inputs: Any, after: tuple[Any, ...]) -> tuple[list[Any], list[str]]:
     """Outputs after calls with other inputs, and what those changed; everything is put back."""
-    with state.untouched(root) as before, state.random_state_kept():
+    with state.untouched(root, runs=True) as before, state.random_state_kept():
         for others in after:
             _call(root, others)
         changes = before.changes()

@@ -122,7 +122,7 @@ def _model(root: nn.Module, signature: CallSignature, tensors: Sequence[Any]) ->
 @contextmanager
 def _without_a_trace(root: nn.Module) -> Iterator[state.RandomState]:
     """Run with the same random numbers every time, and leave the model and the process as they were."""
-    with state.untouched(root), state.random_state_kept(), torch.no_grad():
+    with state.untouched(root, runs=True), state.random_state_kept(), torch.no_grad():
         torch.manual_seed(0)
         yield state.RandomState()
 

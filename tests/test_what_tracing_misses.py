@@ -298,3 +298,43 @@ def test_torch_export_reads_attributes_as_torch_fx_does(attribute):
             return getattr(x, attribute) if x.shape[0] > 1 else x
 
     torch.testing.assert_close(adfify(Net(), X)(X).mean, X.T)
+
+
+class Renormalised(nn.Module):
+    """A table whose rows are shortened, in place, whenever they are looked up."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(4, 6, max_norm=1.0, dtype=torch.float64)
+
+    def forward(self, x):
+        return x + self.table(torch.arange(4)) if x.shape[0] > 1 else x
+
+
+class Shrinks(Net):
+    def forward(self, x):
+        with torch.no_grad():
+            self.layer.weight.mul_(0.5)
+        return self.layer(x) if x.shape[0] > 1 else x
+
+
+@pytest.mark.parametrize("build", [Renormalised, Shrinks])
+def test_a_model_that_writes_into_its_weights_keeps_them_when_it_is_converted(build):
+    model = build().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if build is Shrinks:
+        with pytest.raises(ModelError, match=r"'layer\.weight'"):
+            adfify(model, X)
+    else:
+        out = adfify(model, X)(Moments(X, torch.zeros_like(X)))
+        torch.testing.assert_close(out.mean, build()(X))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["nested", "sparse"])
+def test_inputs_that_are_not_dense_are_refused_by_name(kind):
+    adf = adfify(Net())
+    given = torch.nested.nested_tensor([X[0], X[1]]) if kind == "nested" else X.to_sparse()
+    with pytest.raises(InputError, match=f"input 'x' is a {kind}"):
+        adf(given)

@@ -174,6 +174,20 @@ def index_put(
     return _both_of_two(put, input, values)
 
 
+@written(torch.index_copy, "index_copy", cases=[case(Certain((4, 2)), 0, torch.tensor([2, 0]), Uncertain((2, 2)))])
+@written("index_copy_", cases=[case(Uncertain((2, 3)), 1, torch.tensor([2, 0]), Certain((2, 2)))])
+def index_copy(input: Moments | Tensor, dim: int, index: Tensor, source: Moments | Tensor) -> Moments:
+    return _both_of_two(lambda x, y: torch.index_copy(x, dim, index, y), input, source)
+
+
+@written(torch.index_fill, "index_fill", cases=[case(Uncertain((2, 3)), 1, torch.tensor([2, 0]), 2.5)])
+@written("index_fill_", cases=[case(Uncertain((2, 3)), 0, torch.tensor([1]), 2.5)])
+@each_part("value")
+def index_fill(input: Moments, dim: int, index: Tensor, value: Tensor | float) -> Moments:
+    mean = torch.index_fill(input.mean, dim, index, value)
+    return Moments(mean, torch.index_fill(input.variance, dim, index, 0.0))
+
+
 @written(torch.scatter, "scatter", cases=[*_FUNCTIONAL, case(Uncertain((2, 3)), 1, _PLACES, 2.5)])
 @written("scatter_", cases=_WRITING)
 def scatter(input: Moments | Tensor, dim: int, index: Tensor, src: Moments | Tensor | float) -> Moments:
