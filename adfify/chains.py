@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from adfify import mask_kinds, original
 from adfify.composition import SOURCE, TOLERANCE, Composed, Composition, Jump, Result, Step
-from adfify.nn import arithmetic, choosing, comparisons, elementary, structural
+from adfify.nn import arithmetic, choosing, comparisons, elementary, shrinkage, steps, structural
 from adfify.original import Operation
 from adfify.registry import RULES, Rule, Rules
 
@@ -45,7 +45,15 @@ FOLLOWED_WITH_JUMPS = (
     | mask_kinds.LOGICAL
     | mask_kinds.CASTS
     | _CHOICES
-    | {comparisons.counted, structural.detach, structural.clone, structural.contiguous}
+    | steps.EVERY
+    | {
+        comparisons.counted,
+        shrinkage.threshold,
+        shrinkage.hardshrink,
+        structural.detach,
+        structural.clone,
+        structural.contiguous,
+    }
 )
 """What is followed beside a jump, for it is a function of its operands, element by element."""
 
@@ -54,7 +62,36 @@ def _difference(input: Any, other: Any) -> Any:
     return 1.0 * input - 1.0 * other
 
 
-JUMPS: dict[Any, Jump] = dict.fromkeys(mask_kinds.COMPARED, Jump(_difference))
+def _itself(input: Any, *args: Any, **kwargs: Any) -> Any:
+    return input
+
+
+def _half_further(input: Any, *, decimals: int = 0) -> Any:
+    return input * 10.0**decimals + 0.5
+
+
+def _quotient(input: Any, other: Any, **kwargs: Any) -> Any:
+    return input / other
+
+
+def _beyond(input: Any, threshold: Any, *args: Any, **kwargs: Any) -> Any:
+    return input - threshold
+
+
+def _beyond_on_both_sides(input: Any, lambd: float = 0.5) -> Any:
+    return input.abs() - lambd
+
+
+JUMPS: dict[Any, Jump] = {
+    **dict.fromkeys(mask_kinds.COMPARED, Jump(_difference)),
+    **dict.fromkeys((steps.sign, steps.heaviside), Jump(_itself)),
+    **dict.fromkeys((steps.floor, steps.ceil, steps.trunc, steps.frac), Jump(_itself, periodic=True)),
+    **dict.fromkeys((steps.remainder, steps.fmod, steps.floor_divide), Jump(_quotient, periodic=True)),
+    **dict.fromkeys((steps.divided_by_floor, steps.divided_by_trunc), Jump(_quotient, periodic=True)),
+    steps.round: Jump(_half_further, periodic=True),
+    shrinkage.threshold: Jump(_beyond),
+    shrinkage.hardshrink: Jump(_beyond_on_both_sides, bent=True),
+}
 """Of what jumps, where."""
 
 _SPLITTING = frozenset(JUMPS) | mask_kinds.CERTAIN | _CHOICES
@@ -107,6 +144,8 @@ def of_one_variable(
         if base is first[node]:
             continue
         composition = chains.composition(node, base)
+        if composition.has_unknown_jumps:
+            continue
         if kind is _Jumping and not any(planned[one].apply in _SPLITTING for one in (node, *chains.through)):
             continue
         rule = Rule(

@@ -54,10 +54,12 @@ class Jump:
     Attributes:
         of: its arguments as differences that are 0 there, or of a periodic one whole.
         periodic: whether it jumps at every whole number.
+        bent: whether the difference is not affine in the arguments.
     """
 
     of: Callable[..., Tensor]
     periodic: bool = False
+    bent: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +111,12 @@ class Composition:
         """Whether a step does."""
         return any(step.jump is not None for step in self.steps)
 
+    @property
+    def has_unknown_jumps(self) -> bool:
+        """Whether a step jumps at every whole number of what is not affine in the variable."""
+        jumps = zip(self.steps, self.affine(), strict=True)
+        return any(step.jump is not None and step.jump.periodic and not affine for step, affine in jumps)
+
     def __call__(self, x: Tensor, *certain: Any) -> Any:
         results = _Results(x, certain)
         for step in self.steps:
@@ -132,7 +140,7 @@ class Composition:
         found = []
         for number, step in enumerate(self.steps, 1):
             degrees = [degree.get(leaf.number, 0) for leaf in _leaves(step)]
-            found.append(max(degrees, default=0) <= 1)
+            found.append(max(degrees, default=0) <= 1 and not (step.jump is not None and step.jump.bent))
             degree[number] = _degree(step, degree, degrees)
         return found
 

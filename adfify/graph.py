@@ -337,11 +337,6 @@ def _asks_for_min_variance(rule: Rule) -> bool:
 
 _NUMBER = "its result is a Python number, which has no variance; compute with the tensor instead"
 _WHOLE = "it takes whole numbers; give example_inputs=(...), so that they are known to be certain"
-_JUMPS = (
-    "its result jumps, and there is no rule for that; write what is chosen by it as one function (torch.relu, "
-    "F.leaky_relu, torch.abs, torch.clamp, torch.maximum, F.hardshrink, F.threshold)"
-)
-_STEPS = ("sign", "sgn", "heaviside", "floor", "ceil", "round", "trunc", "frac")
 _PLACE = (
     "which element it is, is uncertain, and a position has no mean and variance; take the value: torch.amax, torch.amin"
 )
@@ -357,7 +352,6 @@ def _called(names: tuple[str, ...]) -> list[Any]:
 
 _REASONS: dict[Any, str] = {
     **dict.fromkeys(tracing.PACKING, _PACKED),
-    **dict.fromkeys(_called(_STEPS), _JUMPS),
     **dict.fromkeys(_called(_SHAPED), SHAPE),
     **dict.fromkeys(_called(_PLACES), _PLACE),
     **dict.fromkeys(("item", "tolist", "numpy", operator.index, int, float, bool), _NUMBER),

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from adfify import call_forms, inplace
-from adfify.nn import arithmetic, casting, choosing, comparisons, indexing, structural
+from adfify.nn import arithmetic, casting, choosing, comparisons, indexing, steps, structural
 from adfify.registry import Rule
 from adfify.tracing import Traced
 
@@ -84,12 +84,14 @@ class Masks:
     # What a rule is for the masks among its arguments
 
     def rule(self, node: fx.Node, rule: Rule) -> Rule:
-        """The rule that a node has where what it is given is a mask."""
+        """The rule that a node has where what it is given is a mask; of a quotient, that is rounded."""
         place = choosing.BY_MASK.get(rule.apply)
         if place is not None and self.chooses(node, rule):
             return place[1]
         if rule.apply in CASTS and not _is_floating(_dtype(node)) and self._random(node) <= self.found:
             return _COUNTED
+        if rule.apply is arithmetic.div and node.kwargs.get("rounding_mode") is not None:
+            return steps.BY_ROUNDING.get(str(node.kwargs["rounding_mode"]), rule)
         return rule
 
     def chooses(self, node: fx.Node, rule: Rule) -> bool:

@@ -35,7 +35,7 @@ FAMILIES = (
     "structural",
     "arithmetic",
     "softmax",
-    "comparison",
+    "step",
     "dropout",
     "metadata",
     "custom",

@@ -375,3 +375,52 @@ def test_exact_probabilities():
     torch.testing.assert_close(
         got.variance, torch.tensor([PHI(-0.5) * PHI(0.5), PHI(-1.5) * PHI(1.5), PHI(-8)]).double()
     )
+
+
+# Steps
+
+
+def fraction(net, x):
+    return x - torch.floor(x)
+
+
+def signed(net, x):
+    return x * torch.sign(x - 1)
+
+
+def rounded_straight_through(net, x):
+    return x + (torch.round(x) - x).detach()
+
+
+def shrunk(net, x):
+    return torch.nn.functional.hardshrink(x) * x
+
+
+def remainder(net, x):
+    return x - x % 0.7
+
+
+def quotient(net, x):
+    return torch.div(x, 0.3, rounding_mode="trunc") * 0.3 - x
+
+
+STEPS = [fraction, signed, rounded_straight_through, shrunk, remainder, quotient]
+
+
+@engines
+@pytest.mark.parametrize("function", STEPS, ids=lambda f: f.__name__)
+def test_steps_of_one_variable(function, engine):
+    mean = torch.tensor([[0.3, -0.2, 0.5, 0.0, 2.0]], dtype=torch.float64).expand(4, 5).contiguous()
+    std = torch.tensor([1e-2, 0.1, 0.7, 8.0], dtype=torch.float64)[:, None].expand(4, 5)
+    net, adf = converted(function, engine, mean)
+    x = Moments(mean, std.square())
+    got, (want, spread) = adf(x), truth(net, x)
+    unit = spread.clamp(min=1e-2)
+    assert ((got.mean - want).abs() / unit).max() < 1e-2
+    assert ((got.std - spread).abs() / unit).max() < 1e-2
+    certain = adf(Moments(mean, torch.zeros_like(mean)))
+    assert torch.equal(certain.mean, net(mean))
+    assert (certain.variance == 0).all()
+    joint = adf.joint(Moments(mean[:1], torch.full_like(mean[:1], 0.49)), outputs="all")
+    assert joint.method == "sketch"
+    assert ((joint.std[0] - spread[2]).abs() <= 5 * joint.std_error[0] + 0.02 * spread[2]).all()

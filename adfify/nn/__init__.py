@@ -20,6 +20,7 @@ from adfify.nn import (  # noqa: F401  registered by being imported
     probability_losses,
     reduced_products,
     special,
+    steps,
     unpooling,
     writing,
 )

@@ -27,9 +27,9 @@ NORMAL = "Phi of the difference over its std (A&S 26.2.29); an indicator's varia
 NOWHERE = "a continuous variable equals nothing, with probability 1"
 LOGIC = "probabilities of independent events"
 
-comparison = partial(register, family="comparison", exact=True, source=NORMAL, continuous=False)
-equality = partial(register, family="comparison", exact=True, source=NOWHERE)
-logic = partial(register, family="comparison", exact=True, source=LOGIC)
+comparison = partial(register, family="step", exact=True, source=NORMAL, continuous=False)
+equality = partial(register, family="step", exact=True, source=NOWHERE)
+logic = partial(register, family="step", exact=True, source=LOGIC)
 
 _ONE = [case(Uncertain((3, 4)), 0.25), case(Uncertain((3, 4)), torch.tensor([0.25, -1.0, 0.5, 0.0]))]
 _COMPARED = [*_ONE, case(Uncertain((3, 4)), Uncertain((4,)))]
