@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,12 +100,20 @@ class Exported:
 class _Plain(nn.Module):
     """The network over plain tensors: no class of adfify may be left in the program's signature."""
 
-    def __init__(self, network: ADFNetwork, examples: Sequence[Any]) -> None:
+    def __init__(self, network: ADFNetwork, examples: Sequence[Any], names: Sequence[str]) -> None:
         super().__init__()
         self.network = network
         self._examples = [value if not isinstance(value, (Tensor, Moments)) else type(value) for value in examples]
 
-    def forward(self, *tensors: Tensor) -> Any:
+        # By name: torch 2.9 compiles guards that it can't find the place of among `*tensors`.
+        def forward(*tensors: Tensor) -> Any:
+            return self._of_plain(tensors)
+
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+        self.__dict__["forward"] = forward
+
+    def _of_plain(self, tensors: Sequence[Tensor]) -> Any:
         given = iter(tensors)
         args = [
             Moments(next(given), next(given)) if slot is Moments else next(given) if slot is Tensor else slot
@@ -115,6 +124,18 @@ class _Plain(nn.Module):
             self.network.of_leaves(*args),
             is_leaf=is_moments,
         )
+
+
+def _names(names: Sequence[str], values: Sequence[Any]) -> list[str]:
+    """Of the program's inputs: ``x`` and ``x_variance``, or ``x`` alone where it is certain."""
+    found: list[str] = []
+    for name, value in zip(names, values, strict=False):
+        own = [name, f"{name}_variance"] if isinstance(value, Moments) else [name] * isinstance(value, Tensor)
+        for wanted in own:
+            while wanted in found:
+                wanted += "_"
+            found.append(wanted)
+    return found
 
 
 @one_at_a_time
@@ -135,7 +156,7 @@ def export(network: ADFNetwork, examples: tuple[Any, ...]) -> Exported:
         for (name, uncertain), value in zip(names, _on_cpu(examples), strict=False)
     ]
     structure, uncertain_outputs = _structure(network, values)  # first: it shows whether the network takes them at all
-    wrapper = _Plain(network, values)
+    wrapper = _Plain(network, values, _names([name for name, _ in names], values))
     tensors = _flat(values)
     batch, note = _batch(values), ""
     program = None
@@ -170,7 +191,7 @@ def _with_any_batch(wrapper: _Plain, tensors: list[Tensor], batch: int) -> Expor
     dimension = torch.export.Dim("batch")
     size = max(batch, 2)
     shapes = tuple({0: dimension} if _is_batched(tensor, size) else None for tensor in examples)
-    program = torch.export.export(wrapper, tuple(examples), dynamic_shapes=(shapes,), strict=False)
+    program = torch.export.export(wrapper, tuple(examples), dynamic_shapes=shapes, strict=False)
     _compare(program, wrapper, [[_resized(tensor, batch, count) for tensor in tensors] for count in _CHECKED_BATCHES])
     return program
 
