@@ -51,7 +51,7 @@ class Proxy(fx.Proxy):
         if not known and (name in ("node", "tracer") or _is_surely_tensor(self.node, self.tracer.root)):  # type: ignore[attr-defined]
             raise AttributeError(f"'Tensor' object has no attribute {name!r}")
         if name not in QUESTIONS:
-            return super().__getattr__(name)
+            return _Attribute(self, name)
         kind = Kind(self, name)
         return kind.value() if _is_identity(sys._getframe(1), name) else kind
 
@@ -94,6 +94,10 @@ class Proxy(fx.Proxy):
         self.tracer.stop("`@=` can't be followed symbolically")  # type: ignore[attr-defined]
 
     __imatmul__ = _not_kept
+
+
+class _Attribute(fx.proxy.Attribute, Proxy):
+    """An attribute, `x.shape`, which is asked as any other value is."""
 
 
 class Kind(fx.proxy.Attribute):

@@ -338,3 +338,18 @@ def test_inputs_that_are_not_dense_are_refused_by_name(kind):
     given = torch.nested.nested_tensor([X[0], X[1]]) if kind == "nested" else X.to_sparse()
     with pytest.raises(InputError, match=f"input 'x' is a {kind}"):
         adf(given)
+
+
+class LengthOfShape(Net):
+    def forward(self, x):
+        try:
+            return self.layer(x) * len(x.shape)
+        except RuntimeError:
+            return x
+
+
+def test_attributes_are_asked_as_values_are():
+    with pytest.raises(ModelError, match="len"):
+        adfify(LengthOfShape().eval())
+    out = adfify(LengthOfShape().eval(), X)(Moments(X, torch.zeros_like(X)))
+    torch.testing.assert_close(out.mean, LengthOfShape()(X))
