@@ -141,10 +141,15 @@ def of_one_variable(
     for kind in (_Jumping, _Chains):
         chains = kind(root, rules, uncertain, planned, first)
         base = chains.base(node)
-        if base is first[node]:
-            continue
         composition = chains.composition(node, base)
-        if composition.has_unknown_jumps:
+        # What jumps at the whole numbers of relu(x) is taken as a function of relu(x), whose moments are known.
+        while bends := composition.bends():
+            stops = chains.stops | {first[chains.nodes[number - 1]] for number in bends}
+            chains = kind(root, rules, uncertain, planned, first)
+            chains.stops = stops
+            base = chains.base(node)
+            composition = chains.composition(node, base)
+        if base is first[node]:
             continue
         if kind is _Jumping and not any(planned[one].apply in _SPLITTING for one in (node, *chains.through)):
             continue
@@ -182,13 +187,16 @@ class _Chains:
         self._bases: dict[fx.Node, fx.Node] = {}
         self.through: list[fx.Node] = []
         self.certain: list[fx.Node] = []
+        self.nodes: list[fx.Node] = []
+        self.stops: set[fx.Node] = set()
 
     def base(self, node: fx.Node) -> fx.Node:
         """The node that this one is an elementwise function of: the earliest there is, itself if there is none."""
         node = self._first[node]
         if node not in self._bases:
             inputs = self._operands(node)
-            found = {self.base(value) for value in inputs} if self._is_elementwise(node) else set()
+            follows = node not in self.stops and self._is_elementwise(node)
+            found = {self.base(value) for value in inputs} if follows else set()
             self._bases[node] = found.pop() if len(found) == 1 else node
         return self._bases[node]
 
@@ -231,6 +239,7 @@ class _Chains:
             numbered: Callable[[fx.Node], Any] = numbers.__getitem__
             args, kwargs = fx.map_arg((current.args, current.kwargs), numbered)
             steps.append(self._step(current, tuple(args), dict(kwargs)))
+            self.nodes.append(current)
             numbers[current] = Result(len(steps))
             if current is not node:
                 self.through.append(current)

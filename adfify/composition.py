@@ -111,11 +111,23 @@ class Composition:
         """Whether a step does."""
         return any(step.jump is not None for step in self.steps)
 
-    @property
-    def has_unknown_jumps(self) -> bool:
-        """Whether a step jumps at every whole number of what is not affine in the variable."""
-        jumps = zip(self.steps, self.affine(), strict=True)
-        return any(step.jump is not None and step.jump.periodic and not affine for step, affine in jumps)
+    def bends(self) -> set[int]:
+        """The results that are not affine in the variable, and of which a step jumps at every whole number."""
+        affine, found = self.affine(), set()
+        for step, known in zip(self.steps, affine, strict=True):
+            if step.jump is not None and step.jump.periodic and not known:
+                found |= {bend for leaf in _leaves(step) for bend in self._bends_of(leaf.number)}
+        return found
+
+    def _bends_of(self, number: int) -> set[int]:
+        """The last results, before this one, that are not affine in others."""
+        if number <= 0:
+            return set()
+        step = self.steps[number - 1]
+        random = [leaf for leaf in _leaves(step) if leaf.number >= 0]
+        if step.affine or step.cast or (step.product and len(random) == 1):
+            return {bend for leaf in random for bend in self._bends_of(leaf.number)}
+        return {number}
 
     def __call__(self, x: Tensor, *certain: Any) -> Any:
         results = _Results(x, certain)

@@ -424,3 +424,26 @@ def test_steps_of_one_variable(function, engine):
     joint = adf.joint(Moments(mean[:1], torch.full_like(mean[:1], 0.49)), outputs="all")
     assert joint.method == "sketch"
     assert ((joint.std[0] - spread[2]).abs() <= 5 * joint.std_error[0] + 0.02 * spread[2]).all()
+
+
+def after_an_activation(net, x):
+    y = torch.relu(x)
+    return y + (torch.clamp(torch.round(y * 8), 0, 15) / 8 - y).detach()
+
+
+def after_a_choice(net, x):
+    y = torch.where(x > 0.5, x, 0.1 * x)
+    return y + (torch.round(y * 8) / 8 - y).detach()
+
+
+@engines
+@pytest.mark.parametrize("function", [after_an_activation, after_a_choice], ids=lambda f: f.__name__)
+def test_rounding_of_what_bends_is_one_function_of_that(function, engine):
+    net, adf = converted(function, engine, MEAN)
+    x = Moments(MEAN, torch.full_like(MEAN, 0.01))
+    got, (mean, std) = adf(x), truth(net, x)
+    # As if relu(x) were Gaussian, as it is for the next layer.
+    far = (MEAN - 0.5).abs().minimum(MEAN.abs()) > 0.5
+    assert far.any()
+    assert ((got.mean - mean).abs() / std.clamp(min=1e-2))[far].max() < 2e-2
+    assert ((got.std - std).abs() / std.clamp(min=1e-2))[far].max() < 2e-2
