@@ -73,12 +73,21 @@ class Uncertain:
 
 @dataclass(frozen=True)
 class Certain:
-    """In a :class:`Case`: a known tensor of this shape; ``positive`` for a variance, ``unit`` for a probability."""
+    """In a :class:`Case`: a known tensor of this shape.
+
+    Attributes:
+        shape: its shape.
+        positive: above 0, as a variance is.
+        complex: whether it is complex.
+        unit: from 0 to 1, as a probability is.
+        of_examples: its rows speak of the batch's examples, by their number: of an empty batch there are none.
+    """
 
     shape: tuple[int, ...]
     positive: bool = False
     complex: bool = False
     unit: bool = False
+    of_examples: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import math
 import operator
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -63,6 +63,15 @@ class Trial:
     def shapes(self) -> list[tuple[int, ...]]:
         """The shapes of the uncertain arguments, in order; a complex one is given as its parts, [..., 2]."""
         return [(*spec.shape, 2) if spec.complex else spec.shape for spec in self.uncertain()]
+
+    def without_examples(self) -> Trial:
+        """The same call for an empty batch; its uncertain arguments are still to be cut."""
+
+        def none(spec: Certain | Tensor) -> Any:
+            return replace(spec, shape=(0, *spec.shape[1:])) if isinstance(spec, Certain) and spec.of_examples else spec
+
+        args, kwargs = _fill((self.case.args, dict(self.case.kwargs)), lambda spec: spec, none)
+        return replace(self, case=replace(self.case, args=args, kwargs=kwargs))
 
     def domain(self, inputs: Sequence[Moments]) -> list[Moments]:
         """Those inputs that have to be positive, or within bounds, are made so."""

@@ -121,6 +121,7 @@ def emptied(trial: Trial) -> list[Moments]:
 def test_an_empty_batch_passes_where_the_original_takes_it(trial: Trial) -> None:
     if any(x.dim() == 0 for x, _ in trial.moments()):
         return
+    trial = trial.without_examples()
     try:
         original = trial.original(torch.float32)(*[x.mean for x in emptied(trial)])
     except (RuntimeError, IndexError, ValueError, AssertionError):

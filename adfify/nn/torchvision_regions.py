@@ -105,8 +105,12 @@ def _aligned(scale: float, sampling_ratio: int, aligned: bool) -> Pool:
     return lambda x, boxes, bins: own.roi_align(x, boxes, scale, *bins, sampling_ratio, aligned)
 
 
-_PICTURES, _LISTED = Uncertain((2, 2, 5, 6)), [Certain((2, 4), positive=True), Certain((1, 4), positive=True)]
-_NUMBERED = Certain((3, 5), positive=True)
+def _boxes(*shape: int) -> Certain:
+    return Certain(shape, positive=True, of_examples=True)
+
+
+_PICTURES, _LISTED = Uncertain((2, 2, 5, 6)), [_boxes(2, 4), _boxes(1, 4)]
+_NUMBERED = _boxes(3, 5)
 _MANY_CHANNELS = Uncertain((2, 8, 4, 5))
 
 
@@ -154,7 +158,7 @@ def ps_roi_align(
 
 
 # Boxes away from the last row and column: there torchvision's own gradient is not that of its values (seen with 0.29).
-@averaged(own.ps_roi_pool, cases=[case(_MANY_CHANNELS, _NUMBERED, 2.0, 2, 2)])
+@averaged(own.ps_roi_pool, cases=[case(_MANY_CHANNELS, _NUMBERED, 1.0, 2, 2)])
 def aten_ps_roi_pool(
     input: Moments, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int
 ) -> tuple[Moments, Tensor]:
@@ -165,7 +169,7 @@ def aten_ps_roi_pool(
     return _averages(pool, input, rois, (pooled_height, pooled_width), spatial_scale, own_channel=True), channels
 
 
-@averaged(ops.ps_roi_pool, cases=[case(_MANY_CHANNELS, _LISTED, 2, 2.0), case(_MANY_CHANNELS, _NUMBERED, (4, 1), 2.0)])
+@averaged(ops.ps_roi_pool, cases=[case(_MANY_CHANNELS, _LISTED, 2, 1.0), case(_MANY_CHANNELS, _NUMBERED, (4, 1), 1.0)])
 def ps_roi_pool(input: Moments, boxes: Boxes, output_size: Any, spatial_scale: float = 1.0) -> Moments:
     high, wide = per_dimension(output_size, 2)
     return aten_ps_roi_pool(input, _regions(boxes), spatial_scale, high, wide)[0]
@@ -244,7 +248,7 @@ class PSRoIAlign(_Regions, ops.PSRoIAlign):
         return ps_roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
 
 
-@averaged(ops.PSRoIPool, cases=[case(_MANY_CHANNELS, _LISTED, init={"output_size": 2, "spatial_scale": 2.0})])
+@averaged(ops.PSRoIPool, cases=[case(_MANY_CHANNELS, _LISTED, init={"output_size": 2, "spatial_scale": 1.0})])
 class PSRoIPool(_Regions, ops.PSRoIPool):
     def forward(self, input: Moments, rois: Boxes) -> Moments:
         return ps_roi_pool(input, rois, self.output_size, self.spatial_scale)
@@ -259,7 +263,7 @@ class RoIPool(_Regions, ops.RoIPool):
 @averaged(
     ops.MultiScaleRoIAlign,
     cases=[
-        case({"fine": Uncertain((1, 2, 8, 8)), "coarse": Uncertain((1, 2, 4, 4))}, [Certain((6, 4), positive=True)],
+        case({"fine": Uncertain((1, 2, 8, 8)), "coarse": Uncertain((1, 2, 4, 4))}, [_boxes(6, 4)],
              [(2, 2)], init={"featmap_names": ["fine", "coarse"], "output_size": 2, "sampling_ratio": 2,
                              "canonical_scale": 0.5, "canonical_level": -1}),
     ],
