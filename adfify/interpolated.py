@@ -284,10 +284,16 @@ class _Estimate:
             changed,
             torch.where((mended | unseen).unsqueeze(-1), seen.correlation, 0.0),
             mended | unseen,
+            seen.shares,
         )
 
-    def _with_std(self, found: JointMoments, std: Tensor, correlation: Tensor, changed: Tensor) -> JointMoments:
-        """The same with other deviations ``[N, k]`` and correlations ``[N, k, k]`` of those that are ``changed``."""
+    def _with_std(
+        self, found: JointMoments, std: Tensor, correlation: Tensor, changed: Tensor, shares: dict[str, Tensor]
+    ) -> JointMoments:
+        """The same with other deviations ``[N, k]`` and correlations ``[N, k, k]`` of those that are ``changed``.
+
+        Of what had no variance at all, ``shares`` ``[N, k, D]`` of each source are what it is made of.
+        """
         if not changed.any():
             return found
         before = found.correlation
@@ -303,8 +309,13 @@ class _Estimate:
         model = found.model_covariance * (factor.unsqueeze(-1) * factor.unsqueeze(-2)).sqrt()
         attribution = found.attribution
         if attribution is not None:
+            new = torch.where(found.variance > 0, 0.0, variance).unsqueeze(-1)
             inputs, masks = (
-                {name: share * factor.reshape(*factor.shape, *[1] * (share.dim() - 2)) for name, share in part.items()}
+                {
+                    name: share * factor.reshape(*factor.shape, *[1] * (share.dim() - 2))
+                    + (new * shares[name]).reshape(share.shape)
+                    for name, share in part.items()
+                }
                 for part in (attribution.inputs, attribution.masks)
             )
             attribution = replace(attribution, inputs=inputs, masks=masks)

@@ -30,6 +30,7 @@ from adfify.layout import (
     unlike,
 )
 from adfify.moments import JointMoments, Moments, as_moments, is_moments
+from adfify.nn import dropout
 from adfify.noisy import Original, Precision, autocast_state, most_in_a_pass
 
 if TYPE_CHECKING:
@@ -130,14 +131,18 @@ class Question:
         return self.inputs.rows([0] * self.layout.least) if self.layout.least > 1 else self.inputs
 
     def one_pass(self) -> Moments:
-        """The ADF network's own moments of that output, ``[1, M]``, in the user's precision."""
-        with torch.no_grad(), torch.autocast(*self.precision):
+        """The ADF network's own moments of that output, ``[1, M]``, in the user's precision; sampled masks are 1."""
+        with torch.no_grad(), torch.autocast(*self.precision), dropout.masks_by(_ones):
             outputs = self.network.of_leaves(*self.repeated.arranged())
         parts = (
             pytree.tree_map_only(Moments, part, outputs, is_leaf=is_moments)
             for part in (lambda x: x.mean, lambda x: x.variance)
         )
         return Moments(*(self.layout.values(part, self.layout.least)[:1] for part in parts))
+
+
+def _ones(x: Tensor, variance: float, shape: tuple[int, ...]) -> Tensor:
+    return torch.ones(shape, dtype=x.dtype, device=x.device)
 
 
 def joint(network: ADFNetwork, inputs: Sequence[Any], request: Request) -> JointMoments:

@@ -95,10 +95,13 @@ class Inputs:
         parts = zip(self.names, self.leaves, self.axes, strict=True)
         return replace(self, leaves=tuple(x if axis is None else change(name, x) for name, x, axis in parts))
 
+    def changed_moments(self, change: Callable[[Moments], Moments]) -> Inputs:
+        """With what is uncertain changed."""
+        return replace(self, leaves=tuple(change(x) if isinstance(x, Moments) else x for x in self.leaves))
+
     def without_variance(self) -> Inputs:
         """With every input certain."""
-        leaves = (Moments(x.mean, torch.zeros_like(x.variance)) if isinstance(x, Moments) else x for x in self.leaves)
-        return replace(self, leaves=tuple(leaves))
+        return self.changed_moments(lambda x: Moments(x.mean, torch.zeros_like(x.variance)))
 
     def rows(self, rows: Sequence[int]) -> Inputs:
         """Some of the examples."""

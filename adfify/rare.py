@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +26,6 @@ from torch import Tensor
 from adfify.gaussian import student
 from adfify.joint import Question
 from adfify.moments import Moments
-from adfify.network import ADFNetwork
 from adfify.noisy import Draws, Original, Source, gradients
 
 SCALES = (2.0, 3.0, 4.0)
@@ -47,6 +47,7 @@ class Seen:
         mean, mean_error, std, std_error: ``[1, k]``.
         correlation: ``[1, k, k]``.
         varies: ``[1, k]``, whether it did at larger noise.
+        shares: of each source ``[1, k, D]``, how squared gradients there are spread over it; 0 if there are none.
     """
 
     mean: Tensor
@@ -55,6 +56,7 @@ class Seen:
     std_error: Tensor
     correlation: Tensor
     varies: Tensor
+    shares: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Look:
 
     def again(self, doubtful: Tensor) -> Seen:
         """What is to be seen of the outputs, in the directions of those that are ``doubtful``, ``[1, k]``."""
-        directions, varies = self._directions(doubtful[0].nonzero()[:, 0].tolist())
+        directions, varies, shares = self._directions(doubtful[0].nonzero()[:, 0].tolist())
         values, along = self._weighted(directions)
         weights = _weight(along)
         unit = (weights / weights.sum()).unsqueeze(1)
@@ -109,10 +111,12 @@ class Look:
         correlation = covariance / scale / scale.unsqueeze(1)
         like = self._question.first.mean
         found = [x.unsqueeze(0).to(like) for x in (mean, mean_error, std, std_error, correlation)]
-        return Seen(found[0], found[1], found[2], found[3], found[4], varies.unsqueeze(0))
+        of_each = torch.split(shares.unsqueeze(0).to(like), [x.drawn[0].numel() for x in self._sources], 2)
+        by_source = {source.name: share for source, share in zip(self._sources, of_each, strict=True)}
+        return Seen(found[0], found[1], found[2], found[3], found[4], varies.unsqueeze(0), by_source)
 
-    def _directions(self, positions: list[int]) -> tuple[Tensor, Tensor]:
-        """``[J, D]``, unit vectors in the space of all noise, of the masks' 0; and which outputs varied, ``[k]``."""
+    def _directions(self, positions: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """``[J, D]``, unit vectors in the space of all noise, of the masks' 0; which varied, ``[k]``; shares."""
         count = PROBES if self._free > PROBES else FEW_PROBES
         every = []
         kept: list[list[Tensor]] = [[] for _ in positions]
@@ -137,10 +141,13 @@ class Look:
         of_each = max(1, DIRECTIONS // len(positions))
         directions = [row for rows in kept for row in rows[:of_each]]
         values = torch.cat(every)
+        shares = torch.zeros(values.shape[1], self._elements, dtype=torch.float64, device="cpu")
+        for position, rows in zip(positions, kept, strict=True):
+            if rows:
+                shares[position] = torch.stack(rows).square().mean(0)
         empty = torch.zeros(0, self._elements, dtype=torch.float64, device="cpu")
-        return torch.stack(directions) if directions else empty, (values - values[:1]).abs().amax(0) > _rounding(
-            values, self._question
-        )
+        varied = (values - values[:1]).abs().amax(0) > _rounding(values, self._question)
+        return torch.stack(directions) if directions else empty, varied, shares
 
     def _weighted(self, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Values ``[K, k]`` at noise that is wider along ``directions``, and it times those, ``[K, J]``; float64."""
@@ -181,24 +188,32 @@ class Look:
         return found
 
 
+def at_larger_noise(original: Original, question: Question, draws: int) -> Tensor:
+    """``[M]``: how much the outputs vary at noise of 2 to 4 times the size, by draw, in units of that size.
+
+    Of an event that was in none of ``draws``, the share of all may be 1 / draws, and what it does shows there: so the
+    deviation that it makes is about that, times the root of the share.
+    """
+    found: list[Tensor] = []
+
+    def widened(x: Moments, scale: float) -> Moments:
+        return Moments(x.mean, scale**2 * x.variance)
+
+    for n, scale in enumerate(SCALES):
+        wider = question.inputs.changed_moments(partial(widened, scale=scale))
+        numbers = range(FEW_PROBES // len(SCALES))
+        noise = Draws(Draws(question.request.seed, range(0)).seed_of("larger noise", n), numbers)
+        values, _ = original.at(wider, question.layout, noise, gradients=False)
+        found.append((values - values.mean(0)) / scale)
+    deviation: Tensor = torch.cat(found).square().mean(0).sqrt()
+    return deviation / float(draws**0.5)
+
+
 def by_one_pass(question: Question, indices: Tensor, std: Tensor) -> Moments:
-    """Moments of the outputs ``[1, k]`` by the one pass, or ``std`` where it has none or draws masks of its own."""
-    if draws_masks(question.network):
-        return Moments(torch.zeros_like(std), std.square())
+    """Moments of the outputs ``[1, k]`` by the one pass, or ``std`` where it has none."""
     mean, variance = (x.gather(1, indices).to(std) for x in question.one_pass())
     good = variance.isfinite() & mean.isfinite() & (variance >= 0)
     return Moments(torch.where(good, mean, 0.0), torch.where(good, variance, std.square()))
-
-
-def draws_masks(network: ADFNetwork) -> bool:
-    """Whether the one pass itself draws masks (dropout="sampled"), and so is one draw of many."""
-    for node in network.graph.nodes:
-        origin = node.meta.get("origin")
-        if origin is not None and origin.mask is not None:
-            module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if origin.mask in (type(module), node.target):
-                return True
-    return False
 
 
 def _moments(values: Tensor, along: Tensor, directions: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -14,15 +14,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from adfify.gaussian import student
 from adfify.gaussian.moderation import moderated
 from adfify.joint import Question
-from adfify.moments import JointMoments
+from adfify.moments import JointMoments, Moments
 from adfify.noisy import LEAST_CHUNK, Draws, Original
+from adfify.rare import LARGER, at_larger_noise
 from adfify.streaming import Powers
 
 SAMPLES = 32
 LARGEST_COVARIANCE = 1024
 """Outputs of which the covariance is given."""
+FEW = 0.35
+"""A relative error of the std, from which on few draws make the variance: about three."""
 LARGEST_KEPT = 2**18
 """Outputs of which the draws are kept, for that covariance."""
 
@@ -33,12 +37,14 @@ def moments(question: Question) -> JointMoments:
     request, shape = question.request, question.layout.shape
     samples = max(2, request.samples or SAMPLES)
     powers, kept, masks = _drawn(original, question, samples)
-    mean, variance, mean_error, std_error = powers.moments()
+    mean, drawn, mean_error, std_error = powers.moments()
     indices = request.indices(mean.unsqueeze(0))[0]
     # Of few draws the fourth moment, and so the error, comes out too small.
-    error = torch.maximum(2 * variance.sqrt() * std_error, variance * (2 / (samples - 1)) ** 0.5)
-    if not masks:  # the one pass would draw them
-        variance = moderated(variance, error, question.one_pass().variance[0], shape)
+    error = torch.maximum(2 * drawn.sqrt() * std_error, drawn * (2 / (samples - 1)) ** 0.5)
+    one_pass = question.one_pass().variance[0]
+    variance = drawn if masks else moderated(drawn, error, one_pass, shape)  # of masks, it knows none
+    std, std_error = _with_unseen(original, question, Moments(mean, variance), error, one_pass, samples)
+    variance, mean_error = std.square(), torch.where(drawn > 0, mean_error, std_error)
     model_variance = None
     if masks:
         certain = question.inputs.without_variance()
@@ -63,6 +69,47 @@ def moments(question: Question) -> JointMoments:
         shape=shape,
         batch_axis=question.layout.batch_axis,
     )
+
+
+# Note [Few draws of many outputs]
+# An output that did not vary in any of the draws may all the same, seldom: whether it does, shows at larger noise. Its
+# variance is then that of the one pass, at the level that this has among the others, as far as it is not above what
+# the draws exclude. Where few of the draws make all of the variance, the bar is widened as Student's t is, and holds
+# the one pass if that is larger.
+
+
+def _with_unseen(
+    original: Original, question: Question, found: Moments, error: Tensor, one_pass: Tensor, samples: int
+) -> tuple[Tensor, Tensor]:
+    """Standard deviations ``[M]`` and their errors; see the note above.
+
+    Args:
+        original: of the network.
+        question: of one picture.
+        found: by the draws.
+        error: of their variances.
+        one_pass: its variances.
+        samples: how many draws.
+    """
+    std = found.std
+    some = std > 8 * torch.finfo(found.mean.dtype).eps * found.mean.abs()
+    relative = student.widened(torch.where(some, error / (2 * found.variance.clamp(min=1e-300)), 0.0))
+    sane = torch.where(one_pass.isfinite() & (one_pass > 0), one_pass, 0.0)
+    known = some & (sane > 0)
+    level = (found.variance[known] / sane[known]).median() if bool(known.any()) else sane.new_ones(())
+    pattern = (level * sane).sqrt().to(std)
+    few = some & (relative > FEW)
+    # What is merely another pattern than the one pass has, is no sign of anything; what is much smaller, is.
+    lacking = torch.where(few, pattern - std, torch.where(pattern > LARGER * std, (pattern - std) / 3, 0.0))
+    bar = torch.maximum(std * relative, lacking)
+    if bool(some.all()):
+        return std, bar
+    possible = at_larger_noise(original, question, samples).to(std)
+    # Constant there too, but seldom on by the one pass: what varies in less than one of the draws has so little.
+    little = (std[some].square().mean() / samples).sqrt() if bool(some.any()) else pattern.amax()
+    seldom = torch.where(pattern <= little, pattern, 0.0)
+    unseen = torch.where(possible > 0, torch.minimum(pattern, possible), seldom)
+    return torch.where(some, std, unseen), torch.where(some, bar, torch.maximum(possible, seldom))
 
 
 def _drawn(original: Original, question: Question, samples: int) -> tuple[Powers, list[Tensor], bool]:

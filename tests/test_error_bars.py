@@ -103,3 +103,62 @@ def test_few_events_widen_a_bar_as_student_s_t(events: int, ratio: float) -> Non
     relative = torch.tensor(0.5 / events**0.5, dtype=torch.float64)
     widened = float(student.widened(relative) / relative)
     assert abs(widened / ratio - 1) <= (0.25 if events == 1 else 0.05)  # the expansion is in 1 / n
+
+
+class Map(nn.Module):
+    """Maps whose pixels are on in all draws, in a few of them, or in next to none; one channel never varies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.linspace(-4, 3, 64).reshape(1, 1, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((torch.relu(x + self.shift), x - x.detach() + 1), 1)
+
+
+def test_bars_of_a_sketch_hold_what_its_draws_did_not_see() -> None:
+    z, never = [], 0
+    for seed in range(5):
+        joint = adfify(Map().requires_grad_(False), noise_variance=1.0).joint(
+            torch.zeros(1, 1, 8, 8), outputs="all", seed=seed
+        )
+        assert joint.method == "sketch"
+        std, bar = joint.std[0].double(), joint.std_error[0].double()
+        noise = torch.randn(400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        expected = torch.stack([torch.relu(noise + s).std() for s in torch.linspace(-4, 3, 64)])
+        z.append((std[:64] - expected).abs() / bar[:64].clamp(min=1e-30))
+        assert (bar[:64] / expected.clamp(min=0.1)).median() <= 0.5
+        never += int((bar[:64] == 0).sum())
+        assert not std[64:].any()
+        assert not bar[64:].any()
+    found = torch.cat(z)
+    assert (found <= 2).double().mean() >= 0.9
+    assert found.max() <= 6
+    assert not never
+
+
+def test_sampled_dropout_is_looked_at_again() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 2)
+    nn.init.constant_(layer.weight, 8**-0.5)
+    layer.bias.data.copy_(torch.tensor([-3.0, 0.5]))
+    model = nn.Sequential(layer, nn.ReLU(), nn.Dropout(0.5)).requires_grad_(False)
+    joint = adfify(model.eval(), noise_variance=1.0, dropout="sampled").joint(torch.zeros(1, 8), outputs="all")
+    noise = torch.randn(4_000_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for n, bias in enumerate((-3.0, 0.5)):
+        values = torch.relu(noise + bias) * 2 * torch.randint(0, 2, noise.shape)
+        assert abs(float(joint.std[0, n] - values.std())) <= 3 * float(joint.std_error[0, n])
+        assert 0 < joint.std_error[0, n] <= 0.3 * values.std()
+
+
+def test_the_parts_of_what_is_seldom_on_are_those_of_its_inputs() -> None:
+    layer = nn.Linear(4, 1)
+    layer.weight.data.copy_(torch.tensor([[0.8, 0.6, 0.0, 0.0]]))
+    nn.init.constant_(layer.bias, -4.2)
+    model = nn.Sequential(layer, nn.ReLU()).requires_grad_(False)
+    joint = adfify(model, noise_variance=1.0).joint(torch.zeros(1, 4), outputs="all", attribution=True, samples=32)
+    assert joint.std > 0
+    assert joint.attribution is not None
+    parts = joint.attribution.inputs["input_1" if "input_1" in joint.attribution.inputs else "input"][0, 0]
+    torch.testing.assert_close(parts.sum(), joint.variance[0, 0], rtol=1e-4, atol=0)
+    torch.testing.assert_close(parts / parts.sum(), torch.tensor([0.64, 0.36, 0, 0]), rtol=1e-3, atol=1e-6)
