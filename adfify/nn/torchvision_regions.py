@@ -88,7 +88,7 @@ def _averages(
     regions, (high, wide) = _regions(boxes), per_dimension(output_size, 2)
     mean = pool(x.mean, regions, (high, wide))
     rows, columns = _shares(pool, regions, x.variance.shape[2:], (high, wide), scale, own_channel)  # type: ignore[arg-type]
-    variance = x.variance.unflatten(1, (-1, high, wide) if own_channel else (-1, 1, 1))  # type: ignore[no-untyped-call]
+    variance = torch.unflatten(x.variance, 1, (-1, high, wide) if own_channel else (-1, 1, 1))
     parts = []
     for some in _chunks(regions, variance[:1].numel()):
         chosen = variance[regions[some, 0].long()]
@@ -208,8 +208,8 @@ def aten_roi_pool(
         index = places[some].flatten(1).unsqueeze(1).expand(-1, input.mean.shape[1], -1)
         outside = absent[some].unsqueeze(1)
         mean, variance = (
-            part.flatten(2)[rois[some, 0].long()].gather(2, index).unflatten(2, places.shape[1:])
-            for part in input  # type: ignore[no-untyped-call]
+            torch.unflatten(part.flatten(2)[rois[some, 0].long()].gather(2, index), 2, places.shape[1:])
+            for part in input
         )
         best = largest(mean.masked_fill(outside, lowest(mean)), variance.masked_fill(outside, 0.0), (-1,))
         empty = outside.all(-1)
