@@ -82,4 +82,6 @@ def check_sizes(program: nn.Module, inputs: Sequence[Input], batch: int) -> None
 
 def _empty(entry: Input, batch: int) -> list[Tensor]:
     sizes = [batch if size is None else size for size in entry.shape]
-    return [torch.empty(sizes, dtype=entry.torch_dtype) for _ in range(2 if entry.uncertain else 1)]
+    mean = torch.empty(sizes, dtype=entry.torch_dtype)
+    # A variance has no less than float32.
+    return [mean, mean.to(torch.promote_types(mean.dtype, torch.float32))] if entry.uncertain else [mean]

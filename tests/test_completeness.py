@@ -33,8 +33,7 @@ WITHOUT = {
 }
 
 CRITERIA = {
-    "CTCLoss", "CosineEmbeddingLoss", "HingeEmbeddingLoss", "MarginRankingLoss", "MultiLabelMarginLoss",
-    "MultiLabelSoftMarginLoss", "MultiMarginLoss", "NLLLoss2d", "PoissonNLLLoss", "SoftMarginLoss", "TripletMarginLoss",
+    "CTCLoss", "CosineEmbeddingLoss", "NLLLoss2d", "PoissonNLLLoss", "TripletMarginLoss",
     "TripletMarginWithDistanceLoss", "LinearCrossEntropyLoss",
 }  # fmt: skip
 

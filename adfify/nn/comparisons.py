@@ -141,9 +141,10 @@ def _of(p: Tensor, dtype: torch.dtype) -> Moments:
 
 
 def _probabilities(*masks: Moments | Tensor | bool) -> tuple[list[Any], torch.dtype]:
-    dtype = next(x.dtype for x in masks if isinstance(x, Moments))
-    wide = variance_dtype(dtype)
-    return [x.mean.to(wide) if isinstance(x, Moments) else torch.as_tensor(x).to(wide) for x in masks], dtype
+    like = next(x.mean for x in masks if isinstance(x, Moments))
+    wide = variance_dtype(like.dtype)
+    known = [x.mean if isinstance(x, Moments) else x if isinstance(x, Tensor) else like.new_tensor(x) for x in masks]
+    return [x.to(wide) for x in known], like.dtype
 
 
 _EVENT = case(Uncertain((2, 5), mask=True))

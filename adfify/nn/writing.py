@@ -191,8 +191,8 @@ def index_fill(input: Moments, dim: int, index: Tensor, value: Tensor | float) -
 @written(torch.scatter, "scatter", cases=[*_FUNCTIONAL, case(Uncertain((2, 3)), 1, _PLACES, 2.5)])
 @written("scatter_", cases=_WRITING)
 def scatter(input: Moments | Tensor, dim: int, index: Tensor, src: Moments | Tensor | float) -> Moments:
-    if not isinstance(src, Moments | Tensor):
-        like = input.mean if isinstance(input, Moments) else input
+    if isinstance(src, (int, float, complex)):
+        like = input if isinstance(input, Tensor) else input.mean
         src = like.new_full((), src).expand(index.shape)
     return _both_of_two(lambda x, y: torch.scatter(x, dim, index, y), input, src)
 
