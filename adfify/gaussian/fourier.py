@@ -10,6 +10,7 @@ Note [The variance of a Fourier transform]
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,30 @@ def spectrum(
     other, other_twice = _at_twice(imag, sizes, dims, half)
     difference, both = twice - other_twice, total + other
     return _half_sums(both + difference, scale, real), _half_sums(both - difference, scale, real)
+
+
+def repeated(variance: Tensor, places: Tensor, window: Tensor, half: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Variances of a transform over the last dimension in which an element stands at several places.
+
+    Args:
+        variance: of the elements, [..., n], each as often as it is there.
+        places: which element each is, [n].
+        window: what each place is multiplied by, [n].
+        half: whether only the first half of the result is wanted.
+        scale: what the plain sum is multiplied by.
+    """
+    n = len(places)
+    same = (places.unsqueeze(0) == places.unsqueeze(1)).to(torch.float64)
+    first = same.argmax(1) == torch.arange(n, device=places.device)
+    angle = torch.arange(n // 2 + 1 if half else n, device=places.device).unsqueeze(1).to(torch.float64)
+    angle = angle * torch.arange(n, device=places.device) * (2 * math.pi / n)
+    once = variance.double() * (first * scale**2)
+
+    def of(waves: Tensor) -> Tensor:
+        """Weights of the same element are added before they are squared."""
+        return (once @ ((waves * window.double()) @ same).square().mT).to(variance.dtype)
+
+    return of(angle.cos()), of(angle.sin())
 
 
 def signal(real: Tensor, imag: Tensor, sizes: Sizes, dims: Sequence[int], scale: float) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adfify.errors import InputError
-from adfify.gaussian import statistics
+from adfify.gaussian import planar
 from adfify.moments import ComplexMoments, Moments, held_in, lift
 
 P = ParamSpec("P")
@@ -179,10 +179,7 @@ def divided(div: Callable[[Any, Any], Moments], a: Any, b: Any) -> ComplexMoment
 
 
 def magnitude(x: ComplexMoments) -> Moments:
-    """The modulus |z|, the square root of a sum of two squares taken as Gamma distributed: see gaussian.statistics."""
+    """The modulus |z|, exact for independent parts of any variances: see gaussian.planar."""
     certain = torch.abs(x.mean)
-    mean, variance = (
-        torch.stack([getattr(part, name) for part in (x.real, x.imag)], -1) for name in ("mean", "variance")
-    )
-    shift, spread = statistics.norm_shift(mean, variance, certain.unsqueeze(-1), (-1,))
-    return Moments(certain + shift.squeeze(-1), spread.squeeze(-1))
+    shift, spread = planar.length_shift(x.real.mean, x.real.variance, x.imag.mean, x.imag.variance)
+    return Moments(certain + shift.to(certain.dtype), spread)
