@@ -10,12 +10,14 @@ first one left it: where both compute the same, nothing was read.
 
 from __future__ import annotations
 
+import dis
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -40,11 +42,16 @@ class _Kept:
         path: by which the user knows it.
         changes: names what has changed in it since.
         restore: puts it back.
+        items: what it holds that may be replaced: path, value, and what sets another.
     """
 
     path: str
     changes: Callable[[], list[str]]
     restore: Callable[[], None]
+    items: Callable[[], list[_Item]] = list
+
+
+_Item = tuple[str, Any, Callable[[Any], None]]
 
 
 class Snapshot:
@@ -75,6 +82,17 @@ class Snapshot:
         """Put everything back as it was."""
         for kept in self._kept:
             kept.restore()
+
+    def values(self, paths: Collection[str]) -> list[Any]:
+        """What is at some paths now."""
+        return [value for kept in self._kept for path, value, _ in kept.items() if path in paths]
+
+    def replace(self, paths: Collection[str], change: Callable[[Any], Any]) -> None:
+        """Put other values in the place of those at some paths."""
+        for kept in self._kept:
+            for path, value, put in kept.items():
+                if path in paths and (new := change(value)) is not value:
+                    put(new)
 
     def _keep(self, path: str, value: Any) -> None:
         if isinstance(value, Tensor):
@@ -112,7 +130,10 @@ class Snapshot:
                 value.clear()
                 value.update(before)
 
-        self._kept.append(_Kept(path, changes, restore))
+        def items() -> list[_Item]:
+            return [(named(key), item, partial(value.__setitem__, key)) for key, item in value.items()]
+
+        self._kept.append(_Kept(path, changes, restore, items))
         for key, item in before.items():
             if joint is not None and key in _TABLES:
                 self._seen[id(item)] = item
@@ -131,7 +152,11 @@ class Snapshot:
                 value.clear()
                 (value.update if isinstance(value, set) else value.extend)(before)
 
-        self._kept.append(_Kept(path, lambda: [] if same() else [path], restore))
+        def items() -> list[_Item]:
+            places = [] if isinstance(value, set) else range(len(value))
+            return [(path, value[place], partial(value.__setitem__, place)) for place in places]
+
+        self._kept.append(_Kept(path, lambda: [] if same() else [path], restore, items))
         self._queue += [(f"{path}[{i}]", item) for i, item in enumerate(before)]
 
     def _keep_class(self, kind: type) -> None:
@@ -142,6 +167,9 @@ class Snapshot:
                 continue
             path = f"{kind.__qualname__}.{name}"
 
+            def items(name: str = name, path: str = path) -> list[_Item]:
+                return [(path, vars(kind).get(name), partial(setattr, kind, name))]
+
             def changes(name: str = name, item: Any = item, path: str = path) -> list[str]:
                 return [] if _same(item, vars(kind).get(name, kind)) else [path]
 
@@ -149,7 +177,7 @@ class Snapshot:
                 if vars(kind).get(name, kind) is not item:
                     setattr(kind, name, item)
 
-            self._kept.append(_Kept(path, changes, restore))
+            self._kept.append(_Kept(path, changes, restore, items))
             self._queue.append((path, item))
 
     def _go_into_function(self, path: str, function: Any) -> None:
@@ -165,10 +193,31 @@ class Snapshot:
         self._queue += [(f"{function.__name__}'s default", item) for item in function.__defaults__ or ()]
         self._queue += [(f"{function.__name__}'s {k}", item) for k, item in (function.__kwdefaults__ or {}).items()]
         self._queue.append((function.__name__, vars(function)))
+        self._keep_globals(function)
         for name in function.__code__.co_names:
             item = function.__globals__.get(name)
             if isinstance(item, list | dict | deque | set | Tensor | torch.Generator | random.Random):
                 self._queue.append((name, item))
+
+    def _keep_globals(self, function: FunctionType) -> None:
+        """Global names that a function sets."""
+        code, space = function.__code__, function.__globals__
+        for name in {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL"}:
+            before = space.get(name, space)
+
+            def changes(name: str = name, before: Any = before) -> list[str]:
+                return [] if _same(before, space.get(name, space)) else [name]
+
+            def restore(name: str = name, before: Any = before) -> None:
+                if before is space:
+                    space.pop(name, None)
+                else:
+                    space[name] = before
+
+            def items(name: str = name) -> list[_Item]:
+                return [(name, space.get(name), partial(space.__setitem__, name))]
+
+            self._kept.append(_Kept(name, changes, restore, items))
 
     def _keep_cell(self, name: str, cell: Any) -> None:
         before = cell.cell_contents
@@ -177,7 +226,10 @@ class Snapshot:
             if cell.cell_contents is not before:
                 cell.cell_contents = before
 
-        self._kept.append(_Kept(name, lambda: [] if _same(before, cell.cell_contents) else [name], restore))
+        def items() -> list[_Item]:
+            return [(name, cell.cell_contents, partial(setattr, cell, "cell_contents"))]
+
+        self._kept.append(_Kept(name, lambda: [] if _same(before, cell.cell_contents) else [name], restore, items))
         self._queue.append((name, before))
 
     def _keep_object(self, path: str, value: Any) -> None:
@@ -312,6 +364,9 @@ def other_every_time(root: nn.Module) -> StateError:
         f"{type(root).__name__}.forward{forward_of(root)} computes with other values in every call (random numbers, "
         "the clock), which tracing would freeze. Make them an input of forward, given as Moments(mean, variance)."
     )
+
+
+COUNTED = "goes by what it counts, from call to call, in"
 
 
 def refuse(root: nn.Module, names: list[str], why: str = "reads what an earlier call left in") -> StateError:

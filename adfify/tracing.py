@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from adfify import (
     call_signature,
+    counting,
     export_tracing,
     functionalisation,
     inplace,
@@ -444,24 +445,33 @@ def _refuse_state(root: nn.Module, graph: fx.Graph, tracer: _Tracer, before: sta
     changes = before.changes()
     written = functionalisation.functional(graph, root, tracer.rules, tracer.constants.tensors).written
     names = [name for name in dict.fromkeys([*changes, *sorted(written)]) if name not in tracer.constants.tensors]
-    if not names and not tracer.constants.tensors:
-        return
     for node in reading.live(graph):
         called = str(node.target) if node.op == "call_module" else None
         holds = [name for name in names if called is not None and name.startswith(f"{called}.")]
         if holds or (node.op == "get_attr" and node.target in changes):
             raise state.refuse(root, holds or [str(node.target)])
-    again = _Tracer(tracer.rules, tracer.signature, tracer.known, "_tensor_of_second_call", tracer.makes_tensors)
+    after = state.Snapshot(root)
     try:
-        second = _run(again, root)
-        numbering = two_calls.Numbering(root, tracer.rules, {**tracer.constants.tensors, **again.constants.tensors})
-        same = numbering.output(graph) == numbering.output(two_calls.in_sequence(graph, second))
+        same = _traced_alike(root, graph, tracer, bool(names))
     except (ModelError, KeyError, RuntimeError) as error:
-        raise state.refuse(root, names) from error
-    if not same and not names:
-        raise state.other_every_time(root)
+        raise (state.refuse(root, names) if names else state.other_every_time(root)) from error
     if not same:
-        raise state.refuse(root, names)
+        raise state.refuse(root, names) if names else state.other_every_time(root)
+    moving = after.changes()
+    after.restore()
+    if moving and counting.matter(root, after, moving, lambda: _traced_alike(root, graph, tracer, True)):
+        raise state.refuse(root, moving, state.COUNTED)
+
+
+def _traced_alike(root: nn.Module, graph: fx.Graph, tracer: _Tracer, writes: bool) -> bool:
+    """Whether a trace of the model as it is now computes what the first one, a graph, does."""
+    again = _Tracer(tracer.rules, tracer.signature, tracer.known, "_tensor_of_second_call", tracer.makes_tensors)
+    again.record_stack_traces = False
+    second = _run(again, root)
+    if not writes and two_calls.are_one(graph, tracer.constants.tensors, second, again.constants.tensors):
+        return True
+    numbering = two_calls.Numbering(root, tracer.rules, {**tracer.constants.tensors, **again.constants.tensors})
+    return bool(numbering.output(graph) == numbering.output(two_calls.in_sequence(graph, second)))
 
 
 def exported(

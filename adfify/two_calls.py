@@ -35,6 +35,26 @@ def in_sequence(first: fx.Graph, second: fx.Graph) -> fx.Graph:
     return both
 
 
+def are_one(a: fx.Graph, of_a: Mapping[str, Tensor], b: fx.Graph, of_b: Mapping[str, Tensor]) -> bool:
+    """Whether two graphs, with their constants, are the same node by node: most are, and then nothing is numbered."""
+    if len(a.nodes) != len(b.nodes):
+        return False
+    same: dict[fx.Node, fx.Node] = {}
+    for x, y in zip(a.nodes, b.nodes, strict=True):
+        of_x, of_y = of_a.get(str(x.target)), of_b.get(str(y.target))
+        if x.op == y.op == "get_attr" and of_x is not None and of_y is not None:
+            if _digest(of_x) != _digest(of_y):
+                return False
+        elif (x.op, x.target) != (y.op, y.target) or not all(value in same for value in x.all_input_nodes):
+            return False
+        elif any(value.graph is not b for value in y.all_input_nodes):
+            return False  # what the first call left is read
+        elif repr(fx.map_arg((x.args, x.kwargs), lambda value: same[value])) != repr((y.args, y.kwargs)):
+            return False
+        same[x] = y
+    return True
+
+
 class Numbering:
     """Numbers values of functional graphs: equal ones that are computed alike.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adfify import state
+from adfify import counting, state
 from adfify.call_signature import CallSignature, mapped
 from adfify.moments import Moments
 
@@ -33,6 +33,19 @@ def refuse_state(root: nn.Module, signature: CallSignature, tensors: tuple[Any, 
             raise state.other_every_time(root)
         if changes and not _agree(fresh, later) and _agree(fresh, _outputs(root, plain, after=())[0]):
             raise state.refuse(root, changes)
+        if changes:
+            _refuse_counts(root, plain, fresh)
+
+
+def _refuse_counts(root: nn.Module, inputs: Any, fresh: list[Any]) -> None:
+    with state.untouched(root, runs=True), state.random_state_kept():
+        _call(root, inputs)
+        after = state.Snapshot(root)
+        _call(root, inputs)
+        moving = after.changes()
+        after.restore()
+        if moving and counting.matter(root, after, moving, lambda: _agree(fresh, _outputs(root, inputs, after=())[0])):
+            raise state.refuse(root, moving, state.COUNTED)
 
 
 def _outputs(root: nn.Module, inputs: Any, after: tuple[Any, ...]) -> tuple[list[Any], list[str]]:
