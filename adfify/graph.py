@@ -19,6 +19,7 @@ from torch import fx, nn
 from adfify import (
     arguments,
     chains,
+    chosen,
     complex_kinds,
     dependence,
     inplace,
@@ -141,7 +142,7 @@ def _steps(traced: tracing.Traced, rules: Rules, lifted: Set[int]) -> list[Step]
         if node not in live:
             steps.append(Step(node, "unused", _op(node, traced.root)))
             continue
-        step = _of_known_kind(_step(node, traced, rules, uncertain, masks), complex_nodes)
+        step = _of_known_kind(_step(node, traced, rules, uncertain, masks), complex_nodes, live)
         if complex_kinds.is_complex(node, _rule_of(node, traced.root, rules), traced, complex_nodes):
             complex_nodes.add(node)
         if node.op == "call_module" and id(traced.root.get_submodule(str(node.target))) in lifted:
@@ -165,11 +166,12 @@ def _rule_of(node: fx.Node, root: nn.Module, rules: Rules) -> Rule | None:
     return rules.find(target_of(node, root)) if node.op.startswith("call_") else None
 
 
-def _of_known_kind(step: Step, complex_nodes: Set[fx.Node]) -> Step:
-    """The step, or a missing one where it converts a complex value by a rule for real ones."""
-    if step.action != "convert" or step.rule is None:
+def _of_known_kind(step: Step, complex_nodes: Set[fx.Node], live: Set[fx.Node]) -> Step:
+    """The step, or a missing one where a complex value meets a rule for real ones, or random positions are used."""
+    if step.action != "convert" or step.rule is None or step.call is None:
         return step
     reason = complex_kinds.misfit(step.node, step.rule, complex_nodes)
+    reason = reason or chosen.misuse(step.node, step.rule, step.call, live)
     return Step(step.node, "missing", step.op, step.rule, (_missing(step.node, step.op, reason),)) if reason else step
 
 
@@ -351,6 +353,7 @@ def _called(names: tuple[str, ...]) -> list[Any]:
 
 
 _REASONS: dict[Any, str] = {
+    **chosen.REASONS,
     **dict.fromkeys(tracing.PACKING, _PACKED),
     **dict.fromkeys(_called(_SHAPED), SHAPE),
     **dict.fromkeys(_called(_PLACES), _PLACE),

@@ -223,7 +223,7 @@ def _is_alias(value: Any, write: bool) -> bool:
 
 def kinship(node: fx.Node, root: nn.Module, rules: Rules) -> Kinship:
     """Whether the result of an operation, which writes nothing, shares the memory of its arguments."""
-    if node.op in ("placeholder", "get_attr") or _is_number(node):
+    if node.op in ("placeholder", "get_attr") or is_number(node):
         return "fresh"
     if node.target is getattr:
         return "view" if node.args[1] in _TENSOR_ATTRIBUTES else "fresh"
@@ -245,7 +245,7 @@ def _of_index(index: Any) -> Kinship:
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(part, (list, torch.Tensor)) for part in parts):
         return "fresh"
-    unknown = [part for part in parts if isinstance(part, fx.Node) and not _is_number(part)]
+    unknown = [part for part in parts if isinstance(part, fx.Node) and not is_number(part)]
     return "perhaps a view" if unknown else "view"
 
 
@@ -268,7 +268,7 @@ _NUMBERS = frozenset(
 _NUMBER_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "itemsize", "nbytes", "layout"})
 
 
-def _is_number(node: fx.Node) -> bool:
+def is_number(node: fx.Node) -> bool:
     """Whether it is a size, a shape or a number computed from such: nothing that can be written into."""
     if node.target is getattr:
         return node.args[1] in _NUMBER_ATTRIBUTES
@@ -276,9 +276,9 @@ def _is_number(node: fx.Node) -> bool:
         return True
     computes = getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
     inputs = node.all_input_nodes
-    return computes and node.op == "call_function" and bool(inputs) and all(_is_number(value) for value in inputs)
+    return computes and node.op == "call_function" and bool(inputs) and all(is_number(value) for value in inputs)
 
 
 def on_number(node: fx.Node) -> bool:
     """Whether an in-place operator of Python stands on a number, of which it makes a new one."""
-    return node.target in INPLACE_OPERATORS and (not isinstance(node.args[0], fx.Node) or _is_number(node.args[0]))
+    return node.target in INPLACE_OPERATORS and (not isinstance(node.args[0], fx.Node) or is_number(node.args[0]))

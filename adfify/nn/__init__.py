@@ -17,6 +17,7 @@ from adfify.nn import (  # noqa: F401  registered by being imported
     losses,
     margin_losses,
     norms,
+    order_statistics,
     planar,
     probability_losses,
     reduced_products,

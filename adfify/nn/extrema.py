@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adfify import gaussian
-from adfify.errors import InputError
 from adfify.gaussian.extremes import largest
 from adfify.moments import Moments, lift
 from adfify.nn import max_pooling
@@ -24,7 +23,7 @@ from adfify.nn.arithmetic import neg
 from adfify.nn.layer_norm import dimensions
 from adfify.nn.max_pooling import lowest
 from adfify.nn.module import ADFModule
-from adfify.nn.structural import SOURCE
+from adfify.nn.positions import Chosen, Positions
 from adfify.precision import wide
 from adfify.registry import Certain, Uncertain, case, register
 
@@ -77,52 +76,25 @@ def minimum(input: Moments | Tensor, other: Moments | Tensor) -> Moments:
     return neg(maximum(neg(lift(input)), neg(lift(other))))
 
 
-class Positions:
-    """Where the largest element lies: random, and no Gaussian variable, so that whatever asks for it is refused."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise InputError(
-            "the position of the largest or smallest of several uncertain elements is itself uncertain, and has no "
-            "mean and variance; of what torch.max or max_pool returns, use the values only."
-        )
-
-
-class Extremum(NamedTuple):
-    """What torch.max and torch.min over one dimension return."""
-
-    values: Moments
-    indices: Positions
-
-
-@register(
-    ".values", family="structural", exact=True, source=SOURCE,
-    cases=[case(torch.return_types.max((Uncertain((2, 3)), torch.zeros(2, 3))))],  # type: ignore[arg-type]
-)  # fmt: skip
-def values_of(x: Any) -> Moments:
-    return x.values  # type: ignore[no-any-return]
-
-
 def _extremum(
     reduced: Callable[..., Moments], paired: Callable[..., Moments], input: Any, dim: Any, keepdim: bool, other: Any
-) -> Any:
+) -> Moments | Chosen:
     """The three forms of torch.max: of all elements, along one dimension, and of two tensors."""
     second = other if other is not None else dim
     if isinstance(second, (Moments, Tensor)):
         return paired(input, second)
     if dim is None:
         return reduced(input)
-    return Extremum(reduced(input, dim, keepdim), Positions())
+    return Chosen(reduced(input, dim, keepdim), Positions())
 
 
 @pairwise(torch.max, "max", source=f"{MANY}; {TWO}", cases=[*_PAIRED, case(Uncertain((3, 4)))])
-def max(input: Moments | Tensor, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+def max(input: Moments | Tensor, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Moments | Chosen:
     return _extremum(amax, maximum, input, dim, keepdim, other)
 
 
 @pairwise(torch.min, "min", source=f"{MANY}; {TWO}", cases=[*_PAIRED, case(Uncertain((3, 4)))])
-def min(input: Moments | Tensor, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+def min(input: Moments | Tensor, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Moments | Chosen:
     return _extremum(amin, minimum, input, dim, keepdim, other)
 
 
@@ -178,21 +150,37 @@ def adaptive_max_pool3d(input: Moments, output_size: Any, return_indices: bool =
     return _adaptive_max_pool(3, input, output_size)
 
 
-# As torch.export has them: with positions, which nothing may ask for.
+# With positions, which nothing may ask for: as torch.export has them, and torch.fx those with return_indices=True.
 
 
-@extremum(torch.ops.aten.adaptive_max_pool1d, cases=[case(Uncertain((2, 3, 7)), [3])])
-def aten_adaptive_max_pool1d(input: Moments, output_size: Any) -> tuple[Moments, Positions]:
+@extremum(
+    torch.ops.aten.adaptive_max_pool1d, F.adaptive_max_pool1d_with_indices, cases=[case(Uncertain((2, 3, 7)), [3])]
+)
+def aten_adaptive_max_pool1d(
+    input: Moments, output_size: Any, return_indices: bool = True
+) -> tuple[Moments, Positions]:
     return _adaptive_max_pool(1, input, output_size), Positions()
 
 
-@extremum(torch.ops.aten.adaptive_max_pool2d, cases=[case(Uncertain((2, 3, 7, 6)), [3, 1])])
-def aten_adaptive_max_pool2d(input: Moments, output_size: Any) -> tuple[Moments, Positions]:
+@extremum(
+    torch.ops.aten.adaptive_max_pool2d,
+    F.adaptive_max_pool2d_with_indices,
+    cases=[case(Uncertain((2, 3, 7, 6)), [3, 1])],
+)
+def aten_adaptive_max_pool2d(
+    input: Moments, output_size: Any, return_indices: bool = True
+) -> tuple[Moments, Positions]:
     return _adaptive_max_pool(2, input, output_size), Positions()
 
 
-@extremum(torch.ops.aten.adaptive_max_pool3d, cases=[case(Uncertain((1, 2, 4, 5, 3)), [2, 2, 2])])
-def aten_adaptive_max_pool3d(input: Moments, output_size: Any) -> tuple[Moments, Positions]:
+@extremum(
+    torch.ops.aten.adaptive_max_pool3d,
+    F.adaptive_max_pool3d_with_indices,
+    cases=[case(Uncertain((1, 2, 4, 5, 3)), [2, 2, 2])],
+)
+def aten_adaptive_max_pool3d(
+    input: Moments, output_size: Any, return_indices: bool = True
+) -> tuple[Moments, Positions]:
     return _adaptive_max_pool(3, input, output_size), Positions()
 
 
@@ -200,7 +188,24 @@ pooled = partial(register, family="pooling", source=max_pooling.SOURCE, toleranc
 
 
 @pooled(
+    torch.ops.aten.max_pool1d_with_indices, F.max_pool1d_with_indices,
+    cases=[case(Uncertain((2, 3, 8)), [2]), case(Uncertain((2, 3, 7)), [3], [2], [1])],
+)  # fmt: skip
+def max_pool1d_with_indices(
+    input: Moments,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = True,
+) -> tuple[Moments, Positions]:
+    return max_pooling.max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode), Positions()
+
+
+@pooled(
     torch.ops.aten.max_pool2d_with_indices,
+    F.max_pool2d_with_indices,
     cases=[case(Uncertain((2, 3, 6, 6)), [2, 2]), case(Uncertain((2, 3, 7, 6)), [3, 3], [2, 2], [1, 1])],
 )
 def max_pool2d_with_indices(
@@ -210,11 +215,15 @@ def max_pool2d_with_indices(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
+    return_indices: bool = True,
 ) -> tuple[Moments, Positions]:
     return max_pooling.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode), Positions()
 
 
-@pooled(torch.ops.aten.max_pool3d_with_indices, cases=[case(Uncertain((1, 2, 4, 5, 4)), [2, 2, 2])])
+@pooled(
+    torch.ops.aten.max_pool3d_with_indices, F.max_pool3d_with_indices,
+    cases=[case(Uncertain((1, 2, 4, 5, 4)), [2, 2, 2])],
+)  # fmt: skip
 def max_pool3d_with_indices(
     input: Moments,
     kernel_size: Any,
@@ -222,6 +231,7 @@ def max_pool3d_with_indices(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
+    return_indices: bool = True,
 ) -> tuple[Moments, Positions]:
     return max_pooling.max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode), Positions()
 

@@ -22,9 +22,9 @@ from torchvision.ops import _utils, poolers
 from adfify.gaussian.extremes import largest
 from adfify.moments import Moments, concrete
 from adfify.nn import extrema
-from adfify.nn.extrema import Positions
 from adfify.nn.max_pooling import lowest
 from adfify.nn.module import ADFModule, per_dimension
+from adfify.nn.positions import Positions
 from adfify.registry import Certain, Uncertain, case, register
 
 Boxes = Tensor | list[Tensor] | tuple[Tensor, ...]
