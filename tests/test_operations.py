@@ -29,8 +29,7 @@ def test_what_is_approximate_was_measured_and_keeps_its_tolerance(operations):
     rules = operations.approximate(adfify.supported())
     assert set(measured) == {rule.name for rule in rules}
     for rule in rules:
-        noise = 0.1 if "composed" in rule.source else 0.02
-        assert max(measured[rule.name]) <= rule.tolerance + noise, rule.name
+        assert max(measured[rule.name]) <= rule.tolerance + operations.NOISE["composed" in rule.source], rule.name
 
 
 def test_the_census_page_is_of_its_results():
