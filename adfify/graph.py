@@ -7,13 +7,10 @@ network computes what the original does, and its code reads like the original's.
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from adfify import (
@@ -35,13 +32,14 @@ from adfify.call_forms import nodes_in
 from adfify.chains import OfOneVariable
 from adfify.errors import MissingOp, UnsupportedOpsError
 from adfify.inplace import target_of
-from adfify.mask_kinds import SHAPE, Masks
+from adfify.mask_kinds import Masks
 from adfify.moments import as_moments, lift, mean_of
 from adfify.network import WHOLE, ADFNetwork
 from adfify.nn.dropout import mask_rule
 from adfify.nn.writing import Written
 from adfify.original import OnCopy, Operation, Origin, identity, named, of_node
-from adfify.registry import RULES, Rule, Rules, names_of, target_name
+from adfify.reasons import reason_for
+from adfify.registry import RULES, Rule, Rules, target_name
 from adfify.signatures import Place
 from adfify.skeleton import CONTAINERS, Skeleton, holding
 
@@ -337,37 +335,6 @@ def _asks_for_min_variance(rule: Rule) -> bool:
     return "min_variance" in inspect.signature(call).parameters
 
 
-_NUMBER = "its result is a Python number, which has no variance; compute with the tensor instead"
-_WHOLE = "it takes whole numbers; give example_inputs=(...), so that they are known to be certain"
-_PLACE = (
-    "which element it is, is uncertain, and a position has no mean and variance; take the value: torch.amax, torch.amin"
-)
-_SHAPED = ("nonzero", "argwhere", "masked_select", "count_nonzero", "unique", "nonzero_static")
-_PLACES = ("argmax", "argmin", "argsort", "searchsorted", "bucketize")
-_PACKED = "packed sequences have no rule, for their batch changes from step to step; give padded ones of one length"
-
-
-def _called(names: tuple[str, ...]) -> list[Any]:
-    """torch's functions and the methods of these names."""
-    return [*names, *(getattr(torch, name) for name in names if hasattr(torch, name))]
-
-
-_REASONS: dict[Any, str] = {
-    **chosen.REASONS,
-    **dict.fromkeys(tracing.PACKING, _PACKED),
-    **dict.fromkeys(_called(_SHAPED), SHAPE),
-    **dict.fromkeys(_called(_PLACES), _PLACE),
-    **dict.fromkeys(("item", "tolist", "numpy", operator.index, int, float, bool), _NUMBER),
-    **dict.fromkeys((nn.Embedding, nn.EmbeddingBag, F.embedding, F.embedding_bag, F.one_hot), _WHOLE),
-}
-"""Why an operation without a rule can't have one, where that can be said."""
-
-
-def _reason(target: Any) -> str:
-    """Why there is no rule for a target; of an aten overload as of torch's function of that name."""
-    return next((_REASONS[name] for name in names_of(target) if name in _REASONS), "there is no rule for it")
-
-
 def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx.Node], masks: Masks) -> Step:
     if node.op == "placeholder":
         certain = str(node.target) in traced.certain_inputs
@@ -391,7 +358,7 @@ def _step(node: fx.Node, traced: tracing.Traced, rules: Rules, uncertain: set[fx
         return Step(node, "build", op)
     if rule is None:
         random = random_draws.draws(node, traced.root)
-        reason = random_draws.REASON if random else _reason(target)
+        reason = random_draws.REASON if random else reason_for(target)
         return Step(node, "missing", op, None, (_missing(node, op, reason),))
     rule = masks.rule(node, rule)
     if reason := masks.misfit(node, rule):

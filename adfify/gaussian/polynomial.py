@@ -25,3 +25,18 @@ def exp(mean: Tensor, variance: Tensor) -> Pair:
 def square(mean: Tensor, variance: Tensor) -> Pair:
     """x^2, a scaled non-central chi-square: exact."""
     return mean * mean + variance, 2 * variance * (variance + 2 * mean * mean)
+
+
+@in_float32
+def exp_minus_line(mean: Tensor, variance: Tensor, slope: Tensor) -> Pair:
+    """What uncertainty adds to e^x - t x, and its variance: exact.
+
+    With E = E[e^x], Stein's lemma (Annals of Statistics 9, 1981) has Cov(x, e^x) = v E, so that the variance is
+    v (E - t)^2 and what the log-normal has beyond v E^2, which :func:`exp` gives.
+    """
+    average = torch.exp(mean + 0.5 * variance)
+    # e^v - 1 - v is a difference of two close numbers for a small v.
+    near = variance.clamp(max=0.1)
+    series = near * near / 2 * (1 + near / 3 * (1 + near / 4 * (1 + near / 5 * (1 + near / 6))))
+    beyond = torch.where(variance < 0.1, series, torch.expm1(variance) - variance)
+    return torch.exp(mean) * torch.expm1(0.5 * variance), variance * (average - slope).square() + average**2 * beyond

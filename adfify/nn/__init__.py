@@ -6,6 +6,7 @@ from adfify.nn import (  # noqa: F401  registered by being imported
     class_losses,
     comparisons,
     complex_values,
+    count_losses,
     elementary,
     fourier,
     grid_sampling,
