@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from adfify.printable import printable
 
 _IMAGENET_CLASSES = 1000
 _SHOWN = 10
+_LARGEST = 64 << 20  # bytes
 
 
 def read_labels(file: Path) -> tuple[str, ...]:
@@ -27,6 +29,11 @@ def read_labels(file: Path) -> tuple[str, ...]:
     """
     name = printable(file)
     try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise DataError(f"--labels {name} is a pipe or a device; give a regular file.")
+        if status.st_size > _LARGEST:
+            raise DataError(f"--labels {name} has {status.st_size:,} bytes, and at most {_LARGEST:,} are read.")
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
@@ -49,6 +56,8 @@ def _of_json(text: str, name: str) -> Sequence[str]:
     except ValueError:
         if not text.lstrip().startswith("{"):  # a line of plain text may start with a bracket
             return text.rstrip().splitlines()
+        raise wanted from None
+    except RecursionError:
         raise wanted from None
     if isinstance(given, Mapping):
         by_index = _by_index(given)

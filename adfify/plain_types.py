@@ -25,6 +25,8 @@ _NUMBERS = (
     "float16", "float32", "float64", "complex64", "complex128", "str_", "bytes_",
 )  # fmt: skip
 
+_LONGEST = 1 << 20  # bytes of one element: a number without value is made of so many zeros
+
 Allowed = Callable[..., Any] | tuple[Callable[..., Any], str]
 
 
@@ -35,9 +37,9 @@ def plain_types() -> list[Allowed]:
         argparse.Namespace, types.SimpleNamespace, uuid.UUID,
         (_as_dict, "collections.defaultdict"), (_as_list, "collections.deque"),
         datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone,
-        decimal.Decimal, fractions.Fraction,
+        decimal.Decimal, (_of_text(fractions.Fraction), "fractions.Fraction"),
         *((_of_things(kind), f"builtins.{kind.__name__}") for kind in (list, dict, tuple, frozenset)),
-        (int, "builtins.int"), (float, "builtins.float"), (str, "builtins.str"), (bool, "builtins.bool"),
+        *((_of_text(kind), f"builtins.{kind.__name__}") for kind in (int, float, str, bool)),
         (_as_text, "builtins.range"), (slice, "builtins.slice"),
         *_paths(),
         (_dtype, "numpy.dtype"), numpy.ndarray,
@@ -72,6 +74,21 @@ def _of_things(kind: type) -> Callable[..., Any]:
     return made
 
 
+def _of_text(kind: type) -> Callable[..., Any]:
+    """A number or text of short ones: one of 1e999999999, exactly, or of nested lists would not end."""
+
+    def made(*given: Any) -> Any:
+        short = all(
+            isinstance(value, (int, float)) or (isinstance(value, str) and len(value) < 1000) for value in given
+        )
+        power = kind is fractions.Fraction and any("e" in str(value).lower() for value in given)
+        if not short or power:
+            raise ValueError(f"a {kind.__name__} of this is no plain data")
+        return kind(*given)
+
+    return made
+
+
 def _as_text(*bounds: int) -> str:
     """A range as text: it would be made into a list of any length by whoever reads it."""
     return f"range{bounds}"
@@ -84,7 +101,7 @@ def _as_list(*_: Any) -> list[Any]:
 def _dtype(*args: Any) -> numpy.dtype[Any]:
     """A dtype of numbers or text; one of Python objects could hold anything."""
     made: numpy.dtype[Any] = numpy.dtype(*args)
-    if made.kind not in "biufcSU":
+    if made.kind not in "biufcSU" or made.itemsize > _LONGEST:
         raise ValueError(f"an array of {made} is no plain data")
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import zipfile
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from adfify import state_tensors
 from adfify.errors import CheckpointError
 from adfify.files_on_disk import existing_file
+from adfify.pickles import PickleError, check_growth
 from adfify.plain_types import plain_types
 from adfify.preprocessing import needs
 from adfify.printable import printable
@@ -28,7 +30,6 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".th")
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN, _LONGEST_KEY = 5, 80
-_PICKLE = 1 << 26  # bytes: what stands before the tensors' own
 _DEEPEST = 8  # entries within entries
 
 
@@ -103,29 +104,35 @@ def _read_pickle(file: Path) -> Any:
 
 
 # Note [A small file that grows]
-# torch writes nothing compressed, but would unpack it. A pickle can ask for a bytearray of any length, and torch's
-# reader of weights makes it; no checkpoint has one.
+# torch writes nothing compressed, but would unpack it. What a pickle makes is counted before it is made, of the bytes
+# that torch's own reader takes, for a zip may show another directory to Python's.
+_ZIP, _LEGACY_PICKLES = b"PK\x03\x04", 5  # magic number, version, system, content, storages
+
+
 def _refuse_bombs(file: Path) -> None:
-    if any(b"bytearray" in pickled for pickled in _pickles(file)):
-        raise CheckpointError(f"{printable(file)} holds a bytearray, which no checkpoint has and which can be endless.")
+    with file.open("rb") as opened:
+        zipped = opened.read(len(_ZIP)) == _ZIP  # by which torch, too, tells them apart
+        opened.seek(0)
+        try:
+            if zipped:
+                _refuse_compressed(file)
+                check_growth(io.BytesIO(torch._C.PyTorchFileReader(str(file)).get_record("data.pkl")))
+            else:
+                check_growth(opened, _LEGACY_PICKLES)
+        except PickleError as error:
+            raise CheckpointError(f"{printable(file)} is not opened: {error}.") from error
+        except CheckpointError:
+            raise
+        except Exception as error:  # torch and pickletools raise nearly any type on foreign bytes
+            raise CheckpointError(_why_unreadable(file, error)) from error
 
 
-def _pickles(file: Path) -> Iterator[bytes]:
-    if not zipfile.is_zipfile(file):
-        with file.open("rb") as opened:
-            yield opened.read(_PICKLE)
-        return
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for entry in archive.infolist():
-                if entry.compress_type != zipfile.ZIP_STORED:
-                    name = printable(entry.filename[:_LONGEST_KEY])
-                    raise CheckpointError(f"{printable(file)} holds {name} compressed, which torch never writes.")
-                if entry.filename.endswith(".pkl"):
-                    with archive.open(entry) as member:
-                        yield member.read(_PICKLE)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{printable(file)} is a damaged archive: {printable(error)}") from error
+def _refuse_compressed(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                name = printable(entry.filename[:_LONGEST_KEY])
+                raise CheckpointError(f"{printable(file)} holds {name} compressed, which torch never writes.")
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:
@@ -156,8 +163,11 @@ def _is_pickle(file: Path) -> bool:
 def _names_in(file: Path) -> list[str]:
     if not zipfile.is_zipfile(file):
         return []
-    with zipfile.ZipFile(file) as archive:
-        return archive.namelist()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # by its end a zip, and no more
+        return []
 
 
 def fill(model: nn.Module, state: State, spec: str, origin: str) -> None:
@@ -284,8 +294,10 @@ def _other_classes(state: State, expected: State, reshaped: list[str]) -> int | 
     sizes = {(state[key].shape[:1], expected[key].shape[:1]) for key in reshaped}
     same_inputs = all(state[key].shape[1:] == expected[key].shape[1:] for key in reshaped)
     modules = {key.rpartition(".")[0] for key in reshaped}
+    # A bias alone would make a network of as many outputs, whose weights the file does not hold.
+    own = {key for key in expected if key.rpartition(".")[0] in modules}
     # Heads are few (GoogLeNet has three); a network of another width differs in all its layers.
-    if len(sizes) != 1 or not same_inputs or len(modules) > 3:
+    if len(sizes) != 1 or not same_inputs or len(modules) > 3 or own != set(reshaped):
         return None
     ((given, _),) = sizes
     return int(given[0]) if given else None
