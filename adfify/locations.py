@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,11 +22,8 @@ def source_line(node: fx.Node) -> str:
         return str(node.meta["location"])
     trace_text = node.meta.get("stack_trace") or node.stack_trace or ""
     frames = [line.strip() for line in trace_text.splitlines() if line.strip().startswith('File "')]
-    for frame in reversed(frames):
-        path, _, rest = frame.removeprefix('File "').partition('", line ')
-        if not _is_library(path):
-            return f"{path}:{rest.split(',')[0]}"
-    return ""
+    split = [frame.removeprefix('File "').partition('", line ') for frame in frames]
+    return _innermost([(path, rest.split(",")[0]) for path, _, rest in split])
 
 
 def module_path(node: fx.Node) -> str:
@@ -38,10 +37,17 @@ def module_path(node: fx.Node) -> str:
 
 def stopped_at(error: Exception) -> str:
     """``, stopped at file:line`` of the user's code in which an error was raised, or ``""``."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not _is_library(frame.filename):
-            return f", stopped at {frame.filename}:{frame.lineno}"
-    return ""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = _innermost([(frame.filename, str(frame.lineno)) for frame in frames])
+    return f", stopped at {line}" if line else ""
+
+
+def _innermost(frames: Sequence[tuple[str, str]]) -> str:
+    """``file:line`` of the last frame that is the user's own and not in a function that it calls, or ``""``."""
+    written = [(path, line) for path, line in frames if not _is_library(path)]
+    # Where a module of torchvision's is the model itself, its own lines are those that matter.
+    chosen = [frame for frame in written if not frame[0].startswith(_FUNCTIONS)] or written
+    return ":".join(chosen[-1]) if chosen else ""
 
 
 def forward_of(root: nn.Module) -> str:
@@ -58,6 +64,16 @@ def shortened(error: Exception) -> str:
 
 # By their folders, not by the word: a user's own may be called torch, or adfify.
 _LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+
+
+def _folders_of_functions() -> tuple[str, ...]:
+    """Where functions stand that users call in their forwards; not the models beside them, which users convert."""
+    found = importlib.util.find_spec("torchvision")
+    roots = found.submodule_search_locations if found is not None else None
+    return tuple(f"{Path(root) / name}{os.sep}" for root in roots or () for name in ("ops", "transforms"))
+
+
+_FUNCTIONS = _folders_of_functions()
 
 
 def is_own(path: str) -> bool:
