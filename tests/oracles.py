@@ -77,11 +77,11 @@ class Trial:
         """Those inputs that have to be positive, or within bounds, are made so."""
         return [_moved(spec, x) for spec, x in zip(self.uncertain(), inputs, strict=True)]
 
-    def moments(self, dtype: torch.dtype = torch.float64) -> list[Moments]:
-        """Generic means (within 1.3 of 0) and variances (0.1 to 0.8) of the uncertain arguments."""
+    def moments(self, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> list[Moments]:
+        """Generic means (within 1.3 scale of 0) and variances (0.1 to 0.8) of the uncertain arguments."""
         draw = torch.Generator().manual_seed(self.seed)
         pairs = [torch.rand((2, *shape), generator=draw, dtype=torch.float64) for shape in self.shapes()]
-        generic = [Moments(2.6 * mean - 1.3, 0.1 + 0.7 * variance) for mean, variance in pairs]
+        generic = [Moments(scale * (2.6 * mean - 1.3), 0.1 + 0.7 * variance) for mean, variance in pairs]
         return [x.to(dtype) for x in self.domain(generic)]
 
     def original(
@@ -117,12 +117,12 @@ class Trial:
         draw = torch.Generator().manual_seed(self.seed + 1)
         with torch.no_grad():
             for weight in module.parameters():
-                weight.copy_(torch.randn(weight.shape, generator=draw, dtype=torch.float64))
+                weight.copy_(torch.randn(weight.shape, generator=draw, dtype=torch.float64).float())
             for name, buffer in module.named_buffers():
                 if name.endswith("running_var"):
-                    buffer.copy_(0.3 + torch.rand(buffer.shape, generator=draw, dtype=torch.float64))
+                    buffer.copy_((0.3 + torch.rand(buffer.shape, generator=draw, dtype=torch.float64)).float())
                 elif name.endswith("running_mean"):
-                    buffer.copy_(torch.randn(buffer.shape, generator=draw, dtype=torch.float64))
+                    buffer.copy_(torch.randn(buffer.shape, generator=draw, dtype=torch.float64).float())
         return module
 
     def _bound(
@@ -135,7 +135,9 @@ class Trial:
                 return spec.to(device)
             made = torch.rand if spec.positive or spec.unit else torch.randn
             shape = (*spec.shape, 2) if spec.complex else spec.shape
-            drawn = (made(shape, generator=draw, dtype=torch.float64) + 0.3 * spec.positive).to(device, dtype)
+            # float32 numbers, so that every wider dtype is given the same ones
+            drawn = made(shape, generator=draw, dtype=torch.float64).float() + 0.3 * spec.positive
+            drawn = drawn.to(device, dtype)
             return torch.view_as_complex(drawn) if spec.complex else drawn
 
         fixed = _fill((case.args, dict(case.kwargs)), lambda spec: spec, known)

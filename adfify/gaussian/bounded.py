@@ -20,8 +20,9 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from adfify.gaussian.blocks import in_blocks
+from adfify.gaussian.narrow import narrow, width_of
 from adfify.gaussian.normal import Pair, in_float32
-from adfify.gaussian.quadrature import _RESOLUTION, expect
+from adfify.gaussian.quadrature import expect
 
 _WINDOW = 7.0
 _NODES = [(float(t + 1) / 2, float(w) / 2) for t, w in zip(*leggauss(48), strict=True)]
@@ -29,14 +30,14 @@ _NODES = [(float(t + 1) / 2, float(w) / 2) for t, w in zip(*leggauss(48), strict
 
 def _given_inside(f: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, low: float, high: float) -> Pair:
     """Moments of f(x) given low < x < high: see Note [Given that it lies in the domain]."""
-    # As in Note [Small variances by quadrature], s0 being far narrower than the distance to the nearer end.
+    # As in Note [Small variances by quadrature], w being far narrower than the distance to the nearer end.
     gap = torch.minimum(mean - low, high - mean).clamp(min=0)
-    least = (_RESOLUTION[mean.dtype] * gap).square().detach().clamp(min=1e-24)
-    widened = torch.maximum(variance, least)
-    std, share = torch.sqrt(widened), variance / widened
+    width = width_of(mean, gap)
+    little = variance < width * width
+    std = torch.sqrt(torch.maximum(variance, width * width))
     start, end = ((mean + side * _WINDOW * std).clamp(low, high) for side in (-1, 1))
     within = (mean > low) & (mean < high)
-    outside = ~within & ((variance == 0) | (start >= high) | (end <= low))
+    outside = ~within & (little | (start >= high) | (end <= low))
     somewhere = low + 1.0 if math.isinf(high) else 0.5 * (low + high)
     centre = f(torch.where(within, mean, torch.where(outside, somewhere, 0.5 * (start + end))))
     mass = first = second = torch.zeros_like(centre)
@@ -49,7 +50,10 @@ def _given_inside(f: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor,
         mass, first, second = mass + density, first + density * deviation, second + density * deviation * deviation
     mass = torch.where(mass > 0, mass, 1.0)
     first, second = first / mass, second / mass
-    average, spread = centre + share * first, share * (second - first * first).clamp(min=0)
+    inside = torch.where(within, mean, somewhere)
+    shift, small = narrow(f, inside, variance, f(inside), torch.where(within, width, 1e-12))
+    average = centre + torch.where(little, shift, first)
+    spread = torch.where(little, small, (second - first * first).clamp(min=0))
     return torch.where(outside, f(mean.detach()), average), torch.where(outside, 0.0, spread)
 
 

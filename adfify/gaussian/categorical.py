@@ -29,7 +29,10 @@ def softmax(mean: Tensor, variance: Tensor, dim: int = -1) -> Pair:
     # The difference is exactly 0 at variance 0, and sums to 0 over the classes at any other.
     average = torch.softmax(mean, dim) + (one / total - zero / zero.sum(dim, keepdim=True))
     average = average.clamp(0, 1)
-    return average, torch.minimum(one_variance / total / total, average * (1 - average))
+    # Of the one class above a half, 1 less its probability is summed afresh: the difference is mostly rounding.
+    leading = average > 0.5
+    rest = torch.where(leading, torch.where(leading, 0.0, average).sum(dim, keepdim=True), 1 - average)
+    return average, torch.minimum(one_variance / total / total, average * rest)
 
 
 _LEAST = 1e-15  # of the sum of all probabilities, before it is made 1: its square is not to underflow

@@ -20,13 +20,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from adfify.gaussian.blocks import in_blocks
 from adfify.gaussian.normal import Pair, in_float32, lower_moments
+from adfify.gaussian.polynomial import log_normal
 from adfify.gaussian.quadrature import expect, soft
+from adfify.gaussian.smooth import levelling
 
 _SOLID, _LOOSE = 5.0, 3.0  # z from which up f is integrated, and from which down x is taken as log-normal
 
@@ -187,7 +190,7 @@ def _near_zero(std: Tensor, z: Tensor, p: float | Tensor | None, unit: float) ->
     """For x = s (z + xi): the log-normal form, but that of max(x, 0) where p > 0."""
     if isinstance(p, float) and p > 0:
         return _clipped_power(std, z, p)
-    closed = _as_log_normal(std, z, p, unit)
+    closed = _aslog_normal(std, z, p, unit)
     if not isinstance(p, Tensor):
         return closed
     clipped = _clipped_power(std, z, p.clamp(min=0))
@@ -203,7 +206,7 @@ def _clipped_power(std: Tensor, z: Tensor, p: float | Tensor) -> Pair:
     return scale * average, scale * scale * spread
 
 
-def _as_log_normal(std: Tensor, z: Tensor, p: float | Tensor | None, unit: float) -> Pair:
+def _aslog_normal(std: Tensor, z: Tensor, p: float | Tensor | None, unit: float) -> Pair:
     """x = exp(y), y Gaussian, with the mean and variance of s (z + xi) given that it is positive.
 
     With c = Var x / E[x]^2: Var y = log(1 + c), E[y] = log E[x] - Var y / 2, E[x^p] = E[x]^p (1 + c)^(p (p - 1) / 2),
@@ -230,8 +233,7 @@ def exponential(mean: Tensor, variance: Tensor, base: float | Tensor) -> Pair:
     rate = torch.as_tensor(base, dtype=mean.dtype, device=mean.device)
     rate = torch.log(torch.where(rate > 0, rate, 1.0))
     growth = rate * rate * variance
-    average = torch.pow(base, mean) * torch.exp(0.5 * growth)
-    return average, average * average * torch.expm1(growth)
+    return log_normal(torch.pow(base, mean), rate * mean, growth)
 
 
 @in_blocks
@@ -239,16 +241,16 @@ def exponential(mean: Tensor, variance: Tensor, base: float | Tensor) -> Pair:
 def exp2(mean: Tensor, variance: Tensor) -> Pair:
     """2^x, as `exponential`."""
     growth = math.log(2) ** 2 * variance
-    average = torch.exp2(mean) * torch.exp(0.5 * growth)
-    return average, average * average * torch.expm1(growth)
+    return log_normal(torch.exp2(mean), math.log(2) * mean, growth)
 
 
 @in_blocks
 @in_float32
 def expm1(mean: Tensor, variance: Tensor) -> Pair:
     """e^x - 1: exact, as `exp`."""
-    shift = torch.exp(mean) * torch.expm1(0.5 * variance)
-    return torch.expm1(mean) + shift, torch.exp(2 * mean + variance) * torch.expm1(variance)
+    average, spread = log_normal(torch.exp(mean), mean, variance)
+    little = torch.exp(mean) * torch.expm1(0.5 * variance.clamp(max=1.0))
+    return torch.where(variance > 1, average - 1, torch.expm1(mean) + little), spread
 
 
 @in_blocks
@@ -272,7 +274,8 @@ def cos(mean: Tensor, variance: Tensor) -> Pair:
 def sinh(mean: Tensor, variance: Tensor) -> Pair:
     """sinh x: exact. E = exp(v / 2) sinh m, Var as that of `sin`, with -v for v and hyperbolic functions."""
     sine, cosine = torch.sinh(mean), torch.cosh(mean)
-    return sine * torch.exp(0.5 * variance), _hyperbolic(cosine, sine, variance)
+    average = torch.where(sine == 0, sine, sine * torch.exp(0.5 * variance))  # not 0 times infinity
+    return average, _hyperbolic(cosine, sine, variance)
 
 
 @in_blocks
@@ -292,26 +295,32 @@ def _circular(slope: Tensor, value: Tensor, variance: Tensor) -> Tensor:
 
 
 def _hyperbolic(slope: Tensor, value: Tensor, variance: Tensor) -> Tensor:
-    """The same, with exp(v) for exp(-v)."""
-    return 0.5 * (slope.square() * torch.expm1(2 * variance) + value.square() * torch.expm1(variance).square())
+    """The same, with exp(v) for exp(-v): as Note [Powers of e that overflow]."""
+    first, second = slope * (slope * torch.expm1(2 * variance)), (value * torch.expm1(variance)).square()
+    return 0.5 * (torch.where(slope == 0, 0.0, first) + torch.where(value == 0, 0.0, second))
+
+
+def _erf_variance(mean: Tensor, variance: Tensor) -> Tensor:
+    return levelling(lambda x: torch.erfc(-x), mean, variance, partial(soft, bend=0.65))[1]
 
 
 @in_blocks
 @in_float32
 def erf(mean: Tensor, variance: Tensor) -> Pair:
     """erf x: mean erf(m / sqrt(1 + 2 v)), exact (Owen 1980, 10,010.8); variance by quadrature."""
-    return torch.erf(mean * torch.rsqrt(1 + 2 * variance)), soft(torch.erf, mean, variance, bend=0.65)[1]
+    return torch.erf(mean * torch.rsqrt(1 + 2 * variance)), _erf_variance(mean, variance)
 
 
 @in_blocks
 @in_float32
 def erfc(mean: Tensor, variance: Tensor) -> Pair:
     """1 - erf x."""
-    return torch.erfc(mean * torch.rsqrt(1 + 2 * variance)), soft(torch.erf, mean, variance, bend=0.65)[1]
+    return torch.erfc(mean * torch.rsqrt(1 + 2 * variance)), _erf_variance(mean, variance)
 
 
 @in_blocks
 @in_float32
 def atan(mean: Tensor, variance: Tensor) -> Pair:
     """arctan x, by quadrature."""
-    return soft(torch.atan, mean, variance, bend=0.5)
+    shift, spread = levelling(lambda x: torch.atan2(torch.ones_like(x), -x), mean, variance, partial(soft, bend=0.5))
+    return torch.atan(mean) + shift, spread

@@ -25,7 +25,7 @@ def log_add(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tens
     """
     gap, total = mean_a - mean_b, variance_a + variance_b
     k = torch.where(total > 0, variance_b / torch.where(total > 0, total, 1.0), 0.5)
-    average, spread = soft(lambda d: F.softplus(d) - k * d, gap, total)
+    average, spread = soft(lambda d: (1 - k) * F.softplus(d) + k * F.softplus(-d), gap, total)  # softplus(d) - k d
     return mean_b + k * gap + average, spread + (1 - k) * variance_b
 
 

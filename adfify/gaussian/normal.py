@@ -147,7 +147,7 @@ def _pdf(square: Tensor) -> Tensor:
 #   correction of the mean, s less the floor. Both are held *before* the square root and the division, where a number
 #   that overflows would send NaN into the gradients, as would a derivative of the root at 0.
 REACH = {torch.float32: 13.2, torch.float64: 37.6}
-FLOOR = {torch.float32: 2.0**-50, torch.float64: 2.0**-200}
+FLOOR = {torch.float32: 2.0**-62, torch.float64: 2.0**-200}
 
 
 def tail(distance: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,21 @@ def product(mean_a: Tensor, variance_a: Tensor, mean_b: Tensor, variance_b: Tens
 @in_float32
 def exp(mean: Tensor, variance: Tensor) -> Pair:
     """e^x, the log-normal (Aitchison & Brown, The Lognormal Distribution, 1957, section 2.3): exact."""
-    return torch.exp(mean + 0.5 * variance), torch.exp(2 * (mean + variance)) * -torch.expm1(-variance)
+    return log_normal(torch.exp(mean), mean, variance)
+
+
+# Note [Powers of e that overflow]
+#   e^m e^(v/2) is 0 times infinity at m = -10^4, v = 10^3, and e^2m (e^v - 1) infinity times 0 at m = 50, v = 0, where
+#   the values themselves are ordinary. So small factors are multiplied first, and from v = 1 on up all exponents are
+#   added before the exponential is taken.
+def log_normal(certain: Tensor, exponent: Tensor, growth: Tensor) -> Pair:
+    """Of e^y, y of mean ``exponent`` and variance ``growth``; ``certain`` is e^exponent."""
+    little, much = growth.clamp(max=1.0), growth > 1
+    exponent, growth = torch.where(much, exponent, 0.0), growth.clamp(min=1.0)
+    average = certain * torch.exp(0.5 * little)
+    spread = average * (average * torch.expm1(little))
+    wide = torch.exp(2 * (exponent + growth)) * -torch.expm1(-growth)
+    return torch.where(much, torch.exp(exponent + 0.5 * growth), average), torch.where(much, wide, spread)
 
 
 @in_float32

@@ -14,6 +14,7 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from adfify.gaussian.blocks import readable
+from adfify.gaussian.narrow import narrow, width_of
 from adfify.gaussian.normal import Pair, in_float32
 
 Elementwise = Callable[[Tensor], Tensor]
@@ -28,19 +29,10 @@ def expect(f: Elementwise, mean: Tensor, variance: Tensor, kinks: Sequence[float
     two kinks and beyond the outer ones; see Note [Nodes that crowd towards a kink].
     """
     if not kinks:
-        return _integrate(f, mean, variance, _least(mean), ())
+        return integrate(f, mean, variance, width_of(mean), ())
     gap = functools.reduce(torch.minimum, [(mean - kink).abs() for kink in kinks])
-    return _integrate(f, mean, variance, (_RESOLUTION[mean.dtype] * gap).square(), sorted(kinks))
+    return integrate(f, mean, variance, width_of(mean, gap), sorted(kinks))
 
-
-# Note [Small variances by quadrature]
-#   f(m + s z) - f(m) is all rounding once s is a few units in the last place of m or f(m). Below a floor s0
-#   the integral is therefore taken at s0, and the correction and the variance are scaled by (s / s0)^2, as
-#   both are linear in s^2 there. s0 is cbrt(eps), where the error of this, s0^2, is that of the rounding, eps
-#   / s0. The same line makes variance 0 exact and its gradients right (f'' / 2 for the mean, f'^2 for the
-#   variance) without any branch. s0 shrinks towards a kink, so that a kink out of the Gaussian's reach stays
-#   out of it.
-_RESOLUTION = {torch.float32: 2.0**-8, torch.float64: 2.0**-17}
 
 # Note [Nodes that crowd towards a kink]
 #   Beyond the outermost kink, out to 7 s, nodes are z = k + length (c t + (1 - c) t^2) with t Gauss-Legendre
@@ -55,12 +47,6 @@ _HERMITE = {
     for n in (6, 10, 16, 24, 32)
 }
 _LEGENDRE = [(float(t + 1) / 2, float(w) / 2) for t, w in zip(*leggauss(16), strict=True)]
-
-
-def _least(mean: Tensor) -> Tensor:
-    """s0^2 of a smooth function."""
-    square = _RESOLUTION[mean.dtype] ** 2
-    return mean * mean * (square / 16) + square
 
 
 @dataclass(frozen=True)
@@ -94,21 +80,39 @@ def _spans(mean: Tensor, std: Tensor, breaks: Sequence[float]) -> Iterator[tuple
         yield _Span(left, right - left, right - left), 1
 
 
-def _integrate(f: Elementwise, mean: Tensor, variance: Tensor, least: Tensor, breaks: Sequence[float]) -> Pair:
+def integrate(f: Elementwise, mean: Tensor, variance: Tensor, width: Tensor, breaks: Sequence[float]) -> Pair:
     """Mean and variance about f(mean), summed node by node: the memory does not grow with their number."""
     nodes = None if breaks else 32
-    return _scaled(variance, least, f(mean), lambda std, centre: _sums(f, mean, std, centre, breaks, nodes))
+    return _either(f, mean, variance, width, lambda std, centre: _sums(f, mean, std, centre, breaks, nodes))
 
 
-def _scaled(variance: Tensor, least: Tensor, centre: Tensor, sums: Callable[[Tensor, Tensor], Pair]) -> Pair:
-    """See Note [Small variances by quadrature]; ``sums`` gives E[d] and E[d^2] of the deviation d from the centre."""
+def _either(
+    f: Elementwise, mean: Tensor, variance: Tensor, width: Tensor, sums: Callable[[Tensor, Tensor], Pair]
+) -> Pair:
+    """By the Hermite expansion below a width, see Note [Small variances by quadrature], else by an integral.
+
+    Args:
+        f, mean, variance: of x.
+        width: the std up to which the expansion does.
+        sums: gives E[d] and E[d^2] of the deviation d from the centre, for a std and that centre.
+    """
+    centre, square = f(mean), width * width
     if readable(variance, centre) and not bool(variance.any()):  # as it comes out below, without an integral
         return centre + variance, variance * torch.zeros_like(centre)
-    widened = torch.maximum(variance, least.detach().clamp(min=1e-24))
-    share = variance / widened
-    first, second = sums(torch.sqrt(widened), centre)
-    spread = torch.addcmul(second, first, first, value=-1).clamp(min=0)
-    return torch.addcmul(centre, share, first), share * spread
+    chosen = variance < square
+    known = readable(variance, centre)
+    if known and bool(chosen.all()):
+        shift, spread = narrow(f, mean, variance, centre, width)
+        return centre + shift, spread
+    first, second = sums(torch.sqrt(torch.maximum(variance, square)), centre)
+    # An f that overflows has an infinite variance, and no mean where it does so on both sides.
+    unbounded = second.isinf()
+    first = torch.where(unbounded, torch.where(first.isnan(), 0.0, first), first)
+    spread = torch.where(unbounded, second, torch.addcmul(second, first, first, value=-1).clamp(min=0))
+    if not known or bool(chosen.any()):
+        shift, small = narrow(f, mean, variance, centre, width)
+        first, spread = torch.where(chosen, shift, first), torch.where(chosen, small, spread)
+    return centre + first, spread
 
 
 def _sums(
@@ -177,8 +181,8 @@ def soft(f: Elementwise, mean: Tensor, variance: Tensor, bend: float = 0.0) -> P
     """
     if bend and mean.dtype == torch.float32 and readable(mean, variance):
         sums = functools.partial(_sums_by_width, f, mean, bend=bend)
-        return _scaled(variance, _least(mean), f(mean), sums)
-    return _integrate(f, mean, variance, _least(mean), (0.0,))
+        return _either(f, mean, variance, width_of(mean), sums)
+    return integrate(f, mean, variance, width_of(mean), (0.0,))
 
 
 def _sums_by_width(f: Elementwise, mean: Tensor, std: Tensor, centre: Tensor, bend: float) -> Pair:

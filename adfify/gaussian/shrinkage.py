@@ -8,6 +8,7 @@ Note [A jump]
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from adfify.gaussian.blocks import in_blocks
 from adfify.gaussian.normal import Pair, below, in_float32, lower_moments, tail
 from adfify.gaussian.piecewise import relu
 from adfify.gaussian.quadrature import expect, soft
+from adfify.gaussian.smooth import levelling
 
 
 def _jump(height: Tensor, variance: Tensor, rise: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,7 +85,13 @@ def _tanhshrink(x: Tensor) -> Tensor:
 @in_float32
 def softsign(mean: Tensor, variance: Tensor) -> Pair:
     """x / (1 + |x|), by quadrature split at 0."""
-    return expect(F.softsign, mean, variance, kinks=(0.0,))
+    level = mean.detach().abs() > 1
+
+    def f(x: Tensor) -> Tensor:
+        return torch.where(level, (1 + 2 * torch.relu(x)) / (1 + x.abs()), F.softsign(x))  # 1 more, or not
+
+    shift, spread = levelling(f, mean, variance, partial(expect, kinks=(0.0,)))
+    return F.softsign(mean) + shift, spread
 
 
 @in_blocks

@@ -94,6 +94,14 @@ def _unbiased(x: Tensor, dim: Dims, correction: float) -> float:
     return 1 / left if left > 0 else math.nan
 
 
+def size_of(mean: Tensor, variance: Tensor, dim: Dims) -> Tensor:
+    """The size of a group's largest element, in units of which squares of variances neither underflow nor overflow."""
+    if 0 in mean.shape:
+        return torch.ones_like(mean.sum(dim, keepdim=True))
+    size = torch.maximum(mean.detach().abs(), variance.detach().sqrt()).amax(dim, keepdim=True)
+    return _safe(size)
+
+
 def _count(x: Tensor, dim: Dims) -> int:
     count = 1
     for axis in dim:
@@ -223,8 +231,10 @@ def local_response_shift(
 @in_float32
 def norm_shift(mean: Tensor, variance: Tensor, certain: Tensor, dim: Dims) -> Pair:
     """The Euclidean norm, ``certain`` that of the means, with dimensions kept."""
-    s = _plain(mean, variance, dim, 1.0, 0.0)
-    return root_shift(s.certain, s.excess, s.variance, certain)
+    unit = size_of(mean, variance, dim)
+    s = _plain(mean / unit, variance / unit / unit, dim, 1.0, 0.0)
+    shift, spread = root_shift(s.certain, s.excess, s.variance, certain / unit)
+    return unit * shift, unit * unit * spread
 
 
 @in_float32
@@ -237,8 +247,10 @@ def variance_shift(mean: Tensor, variance: Tensor, dim: Dims, correction: float 
 @in_float32
 def deviation_shift(mean: Tensor, variance: Tensor, certain: Tensor, dim: Dims, correction: float = 1) -> Pair:
     """The sample standard deviation, ``certain`` that of the means, dimensions kept."""
-    s = _centred(mean, variance, dim, _unbiased(mean, dim, correction), 0.0)
-    return root_shift(s.certain, s.excess, s.variance, certain)
+    unit = size_of(mean - mean.mean(dim, keepdim=True), variance, dim)
+    s = _centred(mean / unit, variance / unit / unit, dim, _unbiased(mean, dim, correction), 0.0)
+    shift, spread = root_shift(s.certain, s.excess, s.variance, certain / unit)
+    return unit * shift, unit * unit * spread
 
 
 @in_float32

@@ -136,8 +136,18 @@ def isfinite(input: Moments) -> Moments:
 # Logic, of masks alone: see adfify.mask_kinds
 
 
-def _of(p: Tensor, dtype: torch.dtype) -> Moments:
-    return Moments(p.to(dtype), (p * (1 - p)).to(variance_dtype(dtype)))
+def _of(p: Tensor, dtype: torch.dtype, otherwise: Tensor | None = None) -> Moments:
+    """Of an event: its probability, and that of the contrary where it is better known than by 1 - p."""
+    contrary = 1 - p if otherwise is None else otherwise
+    return Moments(p.to(dtype), (p * contrary).to(variance_dtype(dtype)))
+
+
+def _contrary(p: Tensor, mask: Moments | Tensor | bool) -> Tensor:
+    """1 - p: beside a p near 1, in which it is rounded, as p (1 - p) is what the variance is."""
+    if not isinstance(mask, Moments):
+        return 1 - p
+    likely = p > 0.5
+    return torch.where(likely, mask.variance.to(p.dtype) / torch.where(likely, p, 1.0), 1 - p)
 
 
 def _probabilities(*masks: Moments | Tensor | bool) -> tuple[list[Any], torch.dtype]:
@@ -175,7 +185,8 @@ def logical_and(input: Moments | Tensor, other: Moments | Tensor | bool) -> Mome
     if input is other and isinstance(input, Moments):
         return input
     (p, q), dtype = _probabilities(input, other)
-    return _of(p * q, dtype)
+    not_p, not_q = (_contrary(x, given) for x, given in ((p, input), (q, other)))
+    return _of(p * q, dtype, not_p + p * not_q)
 
 
 @logic(
@@ -194,7 +205,8 @@ def logical_or(input: Moments | Tensor, other: Moments | Tensor | bool) -> Momen
     if input is other and isinstance(input, Moments):
         return input
     (p, q), dtype = _probabilities(input, other)
-    return _of(p + q * (1 - p), dtype)
+    not_p, not_q = (_contrary(x, given) for x, given in ((p, input), (q, other)))
+    return _of(p + q * not_p, dtype, not_p * not_q)
 
 
 @logic(
@@ -213,7 +225,8 @@ def logical_xor(input: Moments | Tensor, other: Moments | Tensor | bool) -> Mome
     if input is other and isinstance(input, Moments):
         return lift(torch.zeros_like(input.mean))
     (p, q), dtype = _probabilities(input, other)
-    return _of(p * (1 - q) + q * (1 - p), dtype)
+    not_p, not_q = (_contrary(x, given) for x, given in ((p, input), (q, other)))
+    return _of(p * not_q + q * not_p, dtype, p * q + not_p * not_q)
 
 
 @logic(operator.invert, torch.logical_not, torch.bitwise_not, "logical_not", "bitwise_not", cases=[_EVENT])

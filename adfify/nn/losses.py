@@ -167,8 +167,13 @@ def binary_cross_entropy_with_logits(
     reduce: bool | None = None, reduction: str = "mean", pos_weight: Tensor | None = None,
 ) -> Moments:  # fmt: skip
     loss = partial(F.binary_cross_entropy_with_logits, target=target, weight=weight, pos_weight=pos_weight)
-    each = _expected(partial(loss, reduction="none"))(input)
-    return _reduced(loss(input.mean, reduction=reduction), loss(input.mean, reduction="none"), each, reduction)
+    share = target if pos_weight is None else target * pos_weight
+
+    def f(x: Tensor) -> Tensor:  # the same, without a difference of two large numbers
+        each = (1 - target) * F.softplus(x) + share * F.softplus(-x)
+        return each if weight is None else weight * each
+
+    return _reduced(loss(input.mean, reduction=reduction), f(input.mean), _expected(f)(input), reduction)
 
 
 # As torch.export has them: the reduction by its number

@@ -32,11 +32,14 @@ def _lp_pool(dims: int, x: Moments, power: float, kernel_size: Any, stride: Any,
         # As in the original: no absolute values, yet written with signs.
         signed = torch.sign(average.mean) * torch.relu(average.mean.abs())
         return Moments(signed.mul(count).pow(1.0), average.variance * count**2)
-    square, excess = x.mean.pow(2), pool(Moments(x.variance, x.variance)).mean
-    total = pool(Moments(square, x.variance * (4 * square + 2 * x.variance)))
-    squares = total.mean.mul(count)
+    squares = pool(Moments(x.mean.pow(2), x.variance)).mean.mul(count)
     certain = torch.where(squares > 0, torch.where(squares > 0, squares, 1.0).pow(0.5), 0.0)
-    return added(certain, *statistics.root_shift(squares, count * excess, count**2 * total.variance, certain))
+    unit = statistics.size_of(x.mean, x.variance, tuple(range(-dims, 0)))
+    square, variance = (x.mean / unit).square(), x.variance / unit / unit
+    excess = pool(Moments(variance, variance)).mean
+    total = pool(Moments(square, variance * (4 * square + 2 * variance)))
+    shift, spread = statistics.root_shift(total.mean * count, count * excess, count**2 * total.variance, certain / unit)
+    return added(certain, unit * shift, unit * unit * spread)
 
 
 @lp(F.lp_pool1d, cases=[case(Uncertain((2, 3, 8)), 2, 3, 2), case(Uncertain((2, 3, 8)), 1, 3, ceil_mode=True)])
