@@ -36,6 +36,7 @@ _PRIVATE = {
     "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_unsafe_view", "_unsafe_index", "_convolution",
     "_fft_r2c", "_fft_c2r", "_fft_c2c", "_conj", "_neg_view", "_weight_norm", "_shape_as_tensor",
     "_scaled_dot_product_flash_attention_for_cpu", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+    "__and__", "__or__", "__xor__", "__lshift__", "__rshift__",
 }  # fmt: skip
 
 _KINDS = {

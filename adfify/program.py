@@ -84,6 +84,7 @@ class LoadedProgram(nn.Module):
         Raises:
             InputError: another number of inputs, shape or dtype than the program was exported with; NaN; a negative
                 variance.
+            CheckpointError: the program fails on inputs that it should take.
         """
         if len(args) != len(self.inputs):
             names = ", ".join(entry.name for entry in self.inputs)
@@ -93,9 +94,20 @@ class LoadedProgram(nn.Module):
             checked = as_moments(value, self.noise_variance, entry.name) if entry.uncertain else value
             entry.check(checked)
             tensors += [checked.mean, checked.variance] if isinstance(checked, Moments) else [checked]
-        flat = iter(pytree.tree_leaves(self.program(*tensors)))
+        flat = iter(pytree.tree_leaves(self._run(tensors)))
         leaves = [Moments(next(flat), next(flat)) if uncertain else next(flat) for uncertain in self._uncertain_outputs]
         return pytree.tree_unflatten(leaves, self._structure)
+
+    def _run(self, tensors: list[Tensor]) -> Any:
+        """The program on what it was checked to take: where it fails now, it was never one that ``save`` wrote."""
+        try:
+            return self.program(*tensors)
+        except Exception as error:  # torch raises nearly any type here
+            said = printable(str(error).partition("\n")[0][:300])
+            raise CheckpointError(
+                f"the program of {printable(self.model_name)} can't be run on these inputs: {type(error).__name__}: "
+                f"{said}. Too little memory, or a file that was changed after adfify wrote it?"
+            ) from error
 
     def train(self, mode: bool = True) -> LoadedProgram:
         """Refused: a program was exported in eval mode. ``eval()`` changes nothing.

@@ -46,8 +46,8 @@ class _Sizes(fx.Interpreter):
         """
         result = super().run_node(n)
         for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.numel() * leaf.element_size() > LARGEST:
-                size = leaf.numel() * leaf.element_size()
+            size = _bytes(leaf) if isinstance(leaf, Tensor) else 0
+            if size > LARGEST:
                 raise SizeError(f"{printable(n.name)} in it makes {size:,} bytes, and at most {LARGEST:,} are allowed")
         return result
 
@@ -78,6 +78,12 @@ def check_sizes(program: nn.Module, inputs: Sequence[Input], batch: int) -> None
         except Exception as error:  # torch raises nearly any type here
             said = printable(str(error).partition("\n")[0][:300])
             raise SizeError(f"its program does not take its own inputs: {type(error).__name__}: {said}") from error
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Of its elements, or of what lies between them, where strides leave gaps."""
+    elements = tensor.numel() * tensor.element_size()
+    return max(elements, tensor.untyped_storage().nbytes()) if tensor.layout is torch.strided else elements
 
 
 def _empty(entry: Input, batch: int) -> list[Tensor]:

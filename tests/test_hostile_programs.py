@@ -23,6 +23,7 @@ from torch import nn
 
 from adfify import adfify
 from adfify.errors import CheckpointError
+from adfify.operators import is_allowed
 from adfify.preprocessing import Preprocessing
 from adfify.program import load, save
 
@@ -376,6 +377,37 @@ def zeros_of(size: int) -> Callable[[Members], bytes]:
     return lambda members: sealed(on_node(change, "aten.linear.default")(members, Path()))
 
 
+def gaps(members: Members) -> bytes:
+    """Ten elements that lie 8 GB apart."""
+
+    def change(node: dict[str, Any], mark: Path) -> None:
+        sizes = {"size": [2, 5], "stride": [1 << 33, 1]}
+        node["target"] = "torch.ops.aten.empty_strided.default"
+        node["inputs"] = [argument({"as_ints": value}, name) for name, value in sizes.items()]
+
+    return sealed(on_node(change, "aten.linear.default")(members, Path()))
+
+
+def beyond(members: Members) -> bytes:
+    """A view of what is not there, which only shows where there are elements."""
+
+    def change(node: dict[str, Any], mark: Path) -> None:
+        sizes = {"size": [1, 5], "stride": [1, 1]}
+        node["target"] = "torch.ops.aten.as_strided.default"
+        given = [argument({"as_ints": value}, name) for name, value in sizes.items()]
+        node["inputs"] = [node["inputs"][0], *given, argument({"as_int": 1 << 33}, "storage_offset")]
+        node["inputs"][0]["name"] = "self"
+
+    return sealed(on_node(change, "aten.linear.default")(members, Path()))
+
+
+def test_a_view_beyond_its_tensor_is_one_error(honest: Members, tmp_path: Path) -> None:
+    file = tmp_path / "hostile.pt2"
+    file.write_bytes(beyond(honest))
+    with pytest.raises(CheckpointError, match=r"can't be run|not opened"):
+        load(file)(torch.randn(1, 3, 8, 8))
+
+
 def twice(members: Members) -> bytes:
     buffer = io.BytesIO(sealed(members))
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(buffer, "a") as archive:
@@ -415,6 +447,7 @@ DAMAGED: dict[str, Callable[[Members], bytes]] = {
     "a tensor with other strides": on_tensor(strides=[{"as_int": 1 << 50}] * 4),
     "4 TB of ones": zeros_of(1 << 40),
     "4 GB of ones": zeros_of(1 << 30),
+    "ten elements 8 GB apart": gaps,
     "a text file": lambda members: b"hello\n" * 100,
     "zeros": lambda members: bytes(1000),
 }
@@ -460,6 +493,12 @@ def test_the_same_network_gives_the_same_bytes_and_says_nothing_of_its_maker(tmp
     assert one == two
     assert str(Path(__file__).parent.parent).encode() not in one
     assert x.numpy().tobytes() not in one
+
+
+@pytest.mark.parametrize("name", ["__and__", "__or__", "__xor__"])
+def test_operators_on_masks_are_allowed(name: str) -> None:
+    """torch.export writes `a & b` so."""
+    assert is_allowed(f"torch.ops.aten.{name}.Tensor")
 
 
 def test_trusted_files_say_what_is_skipped(honest: Members, tmp_path: Path) -> None:
