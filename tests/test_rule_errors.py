@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adfify import Moments, adfify, register
+from adfify import Moments, adfify, monte_carlo, register
 from adfify.errors import AdfifyError, InputError, InternalError, ModelError, RuleError, UnsupportedOpsError
 from adfify.nn import ADFModule
 from adfify.registry import RULES, Rules
@@ -203,3 +203,22 @@ def test_a_fault_of_joint_s_own_is_not_the_user_s(monkeypatch: pytest.MonkeyPatc
         adf.joint(torch.zeros(2, 3))
     with pytest.raises(InputError, match="can't be evaluated on"):
         adf.joint(torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("examples", [1, 2, 5])
+def test_a_recurrent_state_of_other_sizes_is_refused_before_the_kernel(kind: type, examples: int) -> None:
+    """torch's kernels write where they should not: the process ended."""
+    sizes = (2, 2, 4)
+    state = (torch.zeros(sizes), torch.zeros(sizes)) if kind is nn.LSTM else torch.zeros(sizes)
+    adf = adfify(kind(3, 4, 2, batch_first=True).eval(), example_inputs=(torch.randn(2, 6, 3), state))
+    if examples == 2:
+        adf(torch.randn(2, 6, 3), state)
+        return
+    with pytest.raises(InputError, match=r"state .* has shape \(2, 2, 4\)|[Ee]xpected hidden"):
+        adf(torch.randn(examples, 6, 3), state)
+
+
+def test_monte_carlo_is_not_given_the_converted_network() -> None:
+    with pytest.raises(InputError, match="was given the converted one"):
+        monte_carlo(adfify(nn.Linear(2, 2)), torch.zeros(1, 2), 1e-3)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adfify.errors import InputError
 from adfify import gaussian
 from adfify.moments import Moments, lift
 from adfify.nn import arithmetic, structural
@@ -159,6 +160,7 @@ def sequence(
     directions = 2 if bidirectional else 1
     layers = list(_layers(params, has_biases, num_layers * directions))
     means = [parts(x)[0] for x in (input, *states)]
+    _check_states(means[0], means[1:], layers, batch_first)
     hx = means[1:] if step is lstm_step else means[1]
     exact = original(means[0], hx, params, has_biases, num_layers, 0.0, False, bidirectional, batch_first)
     x, *starts = (lift(value) for value in (input, *states))
@@ -168,6 +170,24 @@ def sequence(
     if batch_first:
         moments[0], certain[0] = both(torch.transpose, moments[0], 0, 1), certain[0].transpose(0, 1)
     return corrected(exact, moments, certain)
+
+
+def _check_states(x: Tensor, states: Sequence[Tensor], layers: Sequence[Any], batch_first: bool) -> None:
+    """Raise InputError for a state of other sizes than the input asks for.
+
+    torch's modules look at them, and its kernels do not: they write where they should not.
+    """
+    if torch.compiler.is_compiling():
+        return
+    _, w_hh, *_ = layers[0]
+    hidden = w_hh.shape[0] // 4 if len(states) == 2 else w_hh.shape[1]
+    for name, state, size in zip(("h", "c"), states, (w_hh.shape[1], hidden), strict=False):
+        wanted = (len(layers), x.shape[0 if batch_first else 1], size)
+        if tuple(state.shape) != wanted:
+            raise InputError(
+                f"the recurrent state {name} has shape {tuple(state.shape)}, and an input of shape {tuple(x.shape)} needs "
+                f"{wanted}: layers and directions, examples, features."
+            )
 
 
 def corrected(exact: Sequence[Tensor], moments: Sequence[Moments], certain: Sequence[Tensor]) -> tuple[Moments, ...]:
