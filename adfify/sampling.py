@@ -88,7 +88,9 @@ def monte_carlo(
             floating-point tensors, or a control that is another network.
     """
     if isinstance(model, ADFNetwork):
-        raise InputError("monte_carlo runs the original network, and was given the converted one; that goes to control=.")
+        raise InputError(
+            "monte_carlo runs the original network, and was given the converted one; that goes to control=."
+        )
     inputs = _Inputs.of(x, noise_variance)
     if control is not None:
         return _controlled(model, control, inputs, draws, seed, outputs, batch_size, progress, batched)

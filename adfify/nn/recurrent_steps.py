@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adfify.errors import InputError
 from adfify import gaussian
+from adfify.errors import InputError
 from adfify.moments import Moments, lift
 from adfify.nn import arithmetic, structural
 from adfify.nn.affine import linear
@@ -185,8 +185,8 @@ def _check_states(x: Tensor, states: Sequence[Tensor], layers: Sequence[Any], ba
         wanted = (len(layers), x.shape[0 if batch_first else 1], size)
         if tuple(state.shape) != wanted:
             raise InputError(
-                f"the recurrent state {name} has shape {tuple(state.shape)}, and an input of shape {tuple(x.shape)} needs "
-                f"{wanted}: layers and directions, examples, features."
+                f"the recurrent state {name} has shape {tuple(state.shape)}, and an input of shape {tuple(x.shape)} "
+                f"needs {wanted}: layers and directions, examples, features."
             )
 
 
