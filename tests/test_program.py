@@ -362,3 +362,22 @@ def test_no_file_a_folder_and_an_empty_file(tmp_path):
     (tmp_path / "empty.pt2").touch()
     with pytest.raises(CheckpointError, match="is empty"):
         load(tmp_path / "empty.pt2")
+
+
+class Called(nn.Module):
+    def __init__(self, f) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x)
+
+
+@pytest.mark.parametrize("f", [nn.functional.elu, nn.functional.softsign, lambda x: x.logsumexp(1), torch.asinh])
+def test_a_quadrature_of_what_closes_over_tensors_is_saved(f, tmp_path):
+    """The loop of an exported quadrature may use only what is handed to it."""
+    adf = adfify(Called(f).eval())
+    program = load(save(adf, tmp_path / "net.pt2", example_inputs=torch.randn(3, 4)))
+    assert program.dynamic_batch
+    x = moments(5, 4)
+    assert_close(program(x), adf(x))

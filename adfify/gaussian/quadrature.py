@@ -14,6 +14,7 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from adfify.gaussian.blocks import readable
+from adfify.gaussian.closures import tensors_of, with_tensors
 from adfify.gaussian.narrow import narrow, width_of
 from adfify.gaussian.normal import Pair, in_float32
 
@@ -150,13 +151,13 @@ def _span_sums(f: Elementwise, mean: Tensor, std: Tensor, centre: Tensor, span: 
         return step < len(_LEGENDRE)
 
     def node(step: Tensor, first: Tensor, second: Tensor, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        table, mean, std, centre, start, length, bent = given
+        table, mean, std, centre, start, length, bent, *seen = given
         t, weight = table.index_select(0, step.reshape(1)).unbind(1)
         z, node_weight = _Span(start, length, bent).place(t, sign * weight)
-        return step + 1, *_added((first, second), node_weight, f(mean + std * z) - centre)
+        return step + 1, *_added((first, second), node_weight, with_tensors(f, seen)(mean + std * z) - centre)
 
     table = torch.tensor(_LEGENDRE, dtype=mean.dtype, device=mean.device)
-    given = (table, mean, std, centre, span.start, span.length, span.bent)
+    given = (table, mean, std, centre, span.start, span.length, span.bent, *tensors_of(f))
     step = torch.zeros((), dtype=torch.int64, device=mean.device)
     _, first, second = torch.ops.higher_order.while_loop(going, node, (step, *sums), given)
     return first, second
