@@ -65,7 +65,11 @@ class Proxy(fx.Proxy):
         return int(self._number())
 
     def __index__(self) -> int:
-        return operator.index(self._number())
+        return operator.index(self.tracer.value_of(self, self._no_index))  # type: ignore[attr-defined]
+
+    def _no_index(self) -> Any:
+        # torch asks so whether an argument is one size or several, and takes this for an answer.
+        raise TypeError("a Python index is made of a value that only the inputs say")
 
     def __float__(self) -> float:
         return float(self._number())

@@ -33,7 +33,7 @@ WITHOUT = {
 }
 
 CRITERIA = {
-    "CTCLoss", "CosineEmbeddingLoss", "NLLLoss2d", "PoissonNLLLoss", "TripletMarginLoss",
+    "CTCLoss", "CosineEmbeddingLoss", "NLLLoss2d", "TripletMarginLoss",
     "TripletMarginWithDistanceLoss", "LinearCrossEntropyLoss",
 }  # fmt: skip
 

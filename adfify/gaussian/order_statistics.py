@@ -44,6 +44,9 @@ def order_statistics(mean: Tensor, variance: Tensor, ranks: Sequence[int]) -> Pa
     Mean and std to 1 % of the std, and where Note [How many lie above] says approximate to 3 %.
     """
     size = mean.shape[-1]
+    if size == 0:  # of nothing, torch's own is no number
+        shape = (*mean.shape[:-1], len(ranks))
+        return mean.new_full(shape, math.nan), variance.new_full(shape, math.nan)
     upper = [rank for rank in ranks if 2 * rank >= size - 1]
     lower = [rank for rank in ranks if 2 * rank < size - 1]
     columns: dict[int, tuple[Tensor, Tensor]] = {}

@@ -194,6 +194,7 @@ def _sums_by_width(f: Elementwise, mean: Tensor, std: Tensor, centre: Tensor, be
     if len(present) <= 1:  # none where there are NaN
         return _sums(f, mean, std, centre, (0.0,), present[0][2] if present else None)
     shape = torch.broadcast_shapes(mean.shape, std.shape)  # type: ignore[no-untyped-call]
+    laid_out = centre.expand(shape)  # in memory as the function lays it out
     mean, std, flat = (x.expand(shape).reshape(-1) for x in (mean, std, centre))
     sums = torch.empty_like(flat), torch.empty_like(flat)
     for low, high, nodes in present:
@@ -201,5 +202,5 @@ def _sums_by_width(f: Elementwise, mean: Tensor, std: Tensor, centre: Tensor, be
         part = _sums(f, mean[chosen], std[chosen], flat[chosen], (0.0,), nodes)
         for whole, x in zip(sums, part, strict=True):
             whole.scatter_(0, chosen, x)
-    first, second = (x.view(shape) for x in sums)
+    first, second = (torch.empty_like(laid_out).copy_(x.view(shape)) for x in sums)
     return first, second

@@ -282,7 +282,8 @@ class MultiScaleRoIAlign(_Regions, ops.MultiScaleRoIAlign):
         pooled = partial(roi_align, output_size=self.output_size, sampling_ratio=self.sampling_ratio)
         if len(features) == 1:
             return pooled(features[0], regions, spatial_scale=self.scales[0])
-        levels = self.map_levels(boxes)
+        with regions.device:  # torchvision makes a number of its own on the default device
+            levels = self.map_levels(boxes)
         shape = (len(regions), features[0].shape[1], *self.output_size)
         mean, variance = features[0].mean.new_zeros(shape), features[0].variance.new_zeros(shape)
         for level, (feature, scale) in enumerate(zip(features, self.scales, strict=True)):
