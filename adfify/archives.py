@@ -13,7 +13,8 @@ import hashlib
 import io
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from adfify.errors import CheckpointError
@@ -38,6 +39,9 @@ LARGEST_TEXT = 256 << 20  # bytes of a JSON member; the largest of timm and torc
 _MOST = 100_000  # members: two for every layer
 _DATE = (1980, 1, 1, 0, 0, 0)  # the same network gives the same bytes
 
+# What Python's reader of archives raises on foreign bytes.
+_DAMAGED = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError)
+
 Members = dict[str, bytes]
 
 
@@ -51,12 +55,9 @@ def read(file: Path) -> Members:
     Raises:
         ArchiveError: it is no zip, it lacks a member, or it has one that ``save`` does not write.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = _entries(archive, file)
-            return {name: archive.read(entry) for name, entry in entries.items()}  # every checksum is verified
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ArchiveError(f"{printable(file)} is a damaged archive: {printable(error)}") from error
+    with _opened(file) as archive:
+        entries = _entries(archive, file)
+        return {name: archive.read(entry) for name, entry in entries.items()}  # every checksum is verified
 
 
 def member(file: Path, name: str) -> bytes | None:
@@ -67,14 +68,20 @@ def member(file: Path, name: str) -> bytes | None:
     """
     if not zipfile.is_zipfile(file):
         return None
+    with _opened(file) as archive:
+        found = [entry for entry in archive.infolist() if _inner(entry.filename) == name]
+        if len(found) != 1:
+            return None
+        _check_entry(found[0], file)
+        return archive.read(found[0])
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(file) as archive:
-            found = [entry for entry in archive.infolist() if _inner(entry.filename) == name]
-            if len(found) != 1:
-                return None
-            _check_entry(found[0], file)
-            return archive.read(found[0])
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+            yield archive
+    except _DAMAGED as error:
         raise ArchiveError(f"{printable(file)} is a damaged archive: {printable(error)}") from error
 
 
@@ -83,7 +90,7 @@ def names(file: Path) -> list[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except _DAMAGED:  # by its end a zip, and no more
         return []
 
 

@@ -10,12 +10,18 @@ import unicodedata
 # from files, too. Whatever of them is printed goes through `printable`; JSON escapes by itself.
 
 _ESCAPED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, separators of lines and paragraphs
+_LONGEST_LINE = 300
 _DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def printable(value: object) -> str:
     """``str(value)`` with everything escaped that is no visible text: ``a\\nb`` on one line."""
     return "".join(_escaped(character) for character in str(value))
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what a library's error says, which may go on for pages."""
+    return printable(str(error).partition("\n")[0][:_LONGEST_LINE])
 
 
 def printable_lines(text: str) -> str:

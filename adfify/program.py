@@ -24,7 +24,7 @@ from adfify.metadata import FORMAT, Metadata, Outputs, PlanStep, Versions, from_
 from adfify.moments import Moments, as_moments
 from adfify.network import ADFNetwork
 from adfify.preprocessing import Preprocessing
-from adfify.printable import printable
+from adfify.printable import first_line, printable
 from adfify.records import RecordError, parsed
 from adfify.silence import quiet
 from adfify.sizing import SizeError, check_sizes
@@ -103,7 +103,7 @@ class LoadedProgram(nn.Module):
         try:
             return self.program(*tensors)
         except Exception as error:  # torch raises nearly any type here
-            said = printable(str(error).partition("\n")[0][:300])
+            said = first_line(error)
             raise CheckpointError(
                 f"the program of {printable(self.model_name)} can't be run on these inputs: {type(error).__name__}: "
                 f"{said}. Too little memory, or a file that was changed after adfify wrote it?"
@@ -180,7 +180,7 @@ def _archive(exported: Exported, metadata: Metadata) -> bytes:
         with quiet():
             torch.export.save(exported.program, buffer)
     except Exception as error:  # torch raises nearly any type here
-        said = str(error).partition("\n")[0][:300]
+        said = first_line(error)
         raise ExportError(f"{metadata.model} can't be written as a program: {type(error).__name__}: {said}") from error
     members = archives.of_torch(buffer.getvalue())
     members[archives.SAMPLES] = b""
@@ -259,10 +259,10 @@ def _made(file: Path, content: bytes, metadata: Metadata) -> nn.Module:
         with quiet():
             return torch.export.load(io.BytesIO(content)).module()
     except Exception as error:  # torch raises nearly any type here
-        writer, said = metadata.versions, str(error).partition("\n")[0][:300]
+        writer, said = metadata.versions, first_line(error)
         raise CheckpointError(
             f"{printable(file)} was written by adfify {printable(writer.adfify)} with torch {printable(writer.torch)}, "
-            f"and torch {torch.__version__} can't read it: {type(error).__name__}: {printable(said)}"
+            f"and torch {torch.__version__} can't read it: {type(error).__name__}: {said}"
         ) from error
 
 

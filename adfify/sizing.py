@@ -12,7 +12,7 @@ from torch.fx.node import Argument, Target
 from torch.utils import _pytree as pytree
 
 from adfify.exporting import Input
-from adfify.printable import printable
+from adfify.printable import first_line, printable
 from adfify.silence import quiet
 
 LARGEST = 1 << 29
@@ -76,8 +76,8 @@ def check_sizes(program: nn.Module, inputs: Sequence[Input], batch: int) -> None
         except SizeError:
             raise
         except Exception as error:  # torch raises nearly any type here
-            said = printable(str(error).partition("\n")[0][:300])
-            raise SizeError(f"its program does not take its own inputs: {type(error).__name__}: {said}") from error
+            said = f"{type(error).__name__}: {first_line(error)}"
+            raise SizeError(f"its program does not take its own inputs: {said}") from error
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -208,9 +208,7 @@ def _is_path(text: str) -> bool:
 
 # What a text may be, by the field that holds it; a field that is not here holds none.
 _TEXTS: dict[str, Callable[[str], bool]] = {
-    **dict.fromkeys(
-        ("name", "as_name", "forward_arg_names"), lambda text: text == "" or _NAME.fullmatch(text) is not None
-    ),
+    **dict.fromkeys(("name", "as_name", "forward_arg_names"), _is_name),
     **dict.fromkeys(
         ("parameter_name", "buffer_name", "tensor_constant_name", "fqn", "graph", "user_input_name"), _is_path
     ),

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adfify import state_tensors
+from adfify import archives, state_tensors
 from adfify.errors import CheckpointError
 from adfify.files_on_disk import existing_file
 from adfify.pickles import PickleError, check_growth
 from adfify.plain_types import plain_types
 from adfify.preprocessing import needs
-from adfify.printable import printable
+from adfify.printable import first_line, printable
 from adfify.state_tensors import State
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".th")
@@ -83,12 +83,12 @@ def _read_safetensors(file: Path) -> State:
         state: State = needs("safetensors.torch").load_file(file)
         return state
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
-        said = printable(str(error).partition("\n")[0][:300])
+        said = first_line(error)
         raise CheckpointError(f"{printable(file)} is not a safetensors file, or is damaged: {said}") from error
 
 
 def _read_pickle(file: Path) -> Any:
-    if any(name.endswith("constants.pkl") for name in _names_in(file)):
+    if any(name.endswith("constants.pkl") for name in archives.names(file)):
         raise CheckpointError(
             f"{printable(file)} is a TorchScript program, which holds code. Make the network in Python and save its "
             "weights: torch.save(torch.jit.load(path).state_dict(), new_path)."
@@ -137,7 +137,7 @@ def _refuse_compressed(file: Path) -> None:
 
 def _why_unreadable(file: Path, error: Exception) -> str:
     refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-    odd = isinstance(error, (pickle.UnpicklingError, ValueError)) and "data.pkl" in " ".join(_names_in(file))
+    odd = isinstance(error, (pickle.UnpicklingError, ValueError)) and "data.pkl" in " ".join(archives.names(file))
     if (refused is not None and _is_pickle(file)) or odd:
         what = refused[1] if refused is not None else "code"
         return (
@@ -157,17 +157,7 @@ def _why_unreadable(file: Path, error: Exception) -> str:
 def _is_pickle(file: Path) -> bool:
     """Whether torch.save wrote it: a zip with a pickle in it, or, long ago, a pickle (which starts with 0x80)."""
     with file.open("rb") as opened:
-        return opened.read(1) == b"\x80" or any(name.endswith("data.pkl") for name in _names_in(file))
-
-
-def _names_in(file: Path) -> list[str]:
-    if not zipfile.is_zipfile(file):
-        return []
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # by its end a zip, and no more
-        return []
+        return opened.read(1) == b"\x80" or any(name.endswith("data.pkl") for name in archives.names(file))
 
 
 def fill(model: nn.Module, state: State, spec: str, origin: str) -> None:

@@ -16,7 +16,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adfify.gaussian.normal import Pair, normal_cdf, normal_pdf
@@ -175,17 +174,3 @@ def _over(along: Axis, dims: tuple[int, ...]) -> Axis:
     for dim in dims:
         parts = [part.unsqueeze(dim) for part in parts]
     return Axis(*parts)
-
-
-def hat(distance: Tensor, variance: Tensor | None) -> Tensor:
-    """E[max(1 - |g|, 0)] of g ~ N(distance, variance): a second difference of E[max(g, 0)]."""
-    if variance is None:
-        return F.relu(1 - distance.abs())
-    known = variance <= 0
-    std = torch.where(known, 1.0, variance).sqrt()
-
-    def ramp(at: Tensor) -> Tensor:
-        z = at / std
-        return torch.where(known, F.relu(at), at * normal_cdf(z) + std * normal_pdf(z))
-
-    return (ramp(distance + 1) - 2 * ramp(distance) + ramp(distance - 1)).clamp(min=0)

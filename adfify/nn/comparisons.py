@@ -157,6 +157,14 @@ def _probabilities(*masks: Moments | Tensor | bool) -> tuple[list[Any], torch.dt
     return [x.to(wide) for x in known], like.dtype
 
 
+def _two_events(
+    a: Moments | Tensor | bool, b: Moments | Tensor | bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], torch.dtype]:
+    """Of each the probability and that of the contrary."""
+    (p, q), dtype = _probabilities(a, b)
+    return (p, _contrary(p, a)), (q, _contrary(q, b)), dtype
+
+
 _EVENT = case(Uncertain((2, 5), mask=True))
 _EVENTS = [
     case(Uncertain((2, 5), mask=True), Uncertain((5,), mask=True)),
@@ -184,8 +192,7 @@ _REDUCED = [
 def logical_and(input: Moments | Tensor, other: Moments | Tensor | bool) -> Moments:
     if input is other and isinstance(input, Moments):
         return input
-    (p, q), dtype = _probabilities(input, other)
-    not_p, not_q = (_contrary(x, given) for x, given in ((p, input), (q, other)))
+    (p, not_p), (q, not_q), dtype = _two_events(input, other)
     return _of(p * q, dtype, not_p + p * not_q)
 
 
@@ -204,8 +211,7 @@ def logical_and(input: Moments | Tensor, other: Moments | Tensor | bool) -> Mome
 def logical_or(input: Moments | Tensor, other: Moments | Tensor | bool) -> Moments:
     if input is other and isinstance(input, Moments):
         return input
-    (p, q), dtype = _probabilities(input, other)
-    not_p, not_q = (_contrary(x, given) for x, given in ((p, input), (q, other)))
+    (p, not_p), (q, not_q), dtype = _two_events(input, other)
     return _of(p + q * not_p, dtype, not_p * not_q)
 
 
@@ -224,8 +230,7 @@ def logical_or(input: Moments | Tensor, other: Moments | Tensor | bool) -> Momen
 def logical_xor(input: Moments | Tensor, other: Moments | Tensor | bool) -> Moments:
     if input is other and isinstance(input, Moments):
         return lift(torch.zeros_like(input.mean))
-    (p, q), dtype = _probabilities(input, other)
-    not_p, not_q = (_contrary(x, given) for x, given in ((p, input), (q, other)))
+    (p, not_p), (q, not_q), dtype = _two_events(input, other)
     return _of(p * not_q + q * not_p, dtype, p * q + not_p * not_q)
 
 
